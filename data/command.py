@@ -1,0 +1,80 @@
+"""What the four commands share: how options are read, how errors and progress are shown."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
+
+BAD_INPUT = 2
+"""Exit code for input a user can mend; one line on stderr says what and how."""
+
+
+def command_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser that shows defaults, reads --config FILE.yaml, and refuses unknown keys and wrong types."""
+    return ArgumentParser(prog=prog, description=description, formatter_class=LineKeepingFormatter)
+
+
+class LineKeepingFormatter(DefaultHelpFormatter):
+    """Help with defaults that keeps the line breaks of descriptions, so worked examples stay examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.strip().splitlines(keepends=True))
+
+
+def joined_values(arguments: Sequence[str]) -> list[str]:
+    """Arguments with `--window -1000,400` turned into `--window=-1000,400`.
+
+    argparse takes a value that starts with a minus and is not a plain number for an option.
+    """
+    joined: list[str] = []
+    for argument in arguments:
+        if re.fullmatch(r"-\d[\d.]*,.*", argument) and joined and joined[-1].startswith("--"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs `main(arguments)` and exits: its own code, or BAD_INPUT after one line naming the cause."""
+    try:
+        code = main(joined_values(sys.argv[1:])) or 0
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted: nothing was left half-written", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message as one line; an OSError's with its file."""
+    if isinstance(error, OSError) and error.strerror:
+        files = " -> ".join(str(f) for f in (error.filename, error.filename2) if f is not None)
+        return f"{files}: {error.strerror}" if files else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def progress(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """The items, with a progress bar on stderr; where that is no terminal, a line every few seconds."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(items, description, total=total, console=console)
+        return
+    started = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last > 5 or (done == total and now - started > 2):
+            print(f"{description}: {done}/{total}, {now - started:.0f} s", file=sys.stderr, flush=True)
+            last = now

@@ -1,0 +1,48 @@
+"""Lesion lists: which lesions lie where, by series."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+from data.patches import check_label
+from data.volume import Lesion
+
+LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
+DEFAULT_CLASS = "lesion"
+
+
+def read_annotations(path: str | Path) -> dict[str, list[Lesion]]:
+    """series UID -> lesions, from a LUNA16 `annotations.csv` (LPS mm), optionally with a `class` column.
+
+    Without one every lesion is of class "lesion". Raises ValueError naming the line of a malformed row.
+    """
+    lesions: dict[str, list[Lesion]] = {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        missing = [c for c in LUNA16_COLUMNS if c not in (table.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path}: no column {', '.join(missing)}; want {','.join(LUNA16_COLUMNS)}[,class]")
+        for line, row in enumerate(table, 2):
+            try:
+                x, y, z, diameter = (float(row[c]) for c in LUNA16_COLUMNS[1:])
+                label = check_label((row.get("class") or DEFAULT_CLASS).strip())
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}: line {line}: {error}") from None
+            if not all(map(math.isfinite, (x, y, z))) or not 0 < diameter < 500:
+                raise ValueError(f"{path}: line {line}: centre {x:g}, {y:g}, {z:g}, diameter {diameter:g} mm")
+            lesions.setdefault(row["seriesuid"].strip(), []).append(Lesion((x, y, z), diameter, label))
+    if not lesions:
+        raise ValueError(f"{path}: no lesion in it")
+    return lesions
+
+
+def write_annotations(lesions: dict[str, list[Lesion]], path: Path) -> None:
+    """Writes LUNA16's columns and `class`."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([*LUNA16_COLUMNS, "class"])
+        for uid, found in lesions.items():
+            for lesion in found:
+                table.writerow([uid, *(f"{mm:.3f}" for mm in lesion.center_mm), f"{lesion.diameter_mm:.2f}", lesion.label])

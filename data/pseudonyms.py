@@ -1,0 +1,50 @@
+"""Pseudonyms by a keyed hash: the same patient always gets the same one, and without the key none is undone."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+
+class Pseudonyms:
+    """HMAC-SHA256 names for patients and series. The key never leaves this object."""
+
+    def __init__(self, key: bytes):
+        if len(key) < 16:
+            raise ValueError(f"pseudonym key has {len(key)} bytes; want at least 16 random ones")
+        self._key = key
+
+    def patient(self, patient_id: str) -> str:
+        """Such as "p-5f0c1d2e3a4b5c6d"."""
+        return f"p-{self._hash('patient', patient_id)}"
+
+    def series(self, series_uid: str) -> str:
+        """Such as "s-5f0c1d2e3a4b5c6d"."""
+        return f"s-{self._hash('series', series_uid)}"
+
+    def _hash(self, kind: str, name: str) -> str:
+        return hmac.new(self._key, f"{kind}\0{name}".encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def default_key_file() -> Path:
+    """Where the key lives unless another file is named: $LESIONGAN_KEY, or the user's configuration folder."""
+    named = os.environ.get("LESIONGAN_KEY")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lesiongan" / "pseudonym.key"
+
+
+def read_or_make_key(file: Path) -> bytes:
+    """The key in the file; a new random one, readable by its owner alone, when there is no such file yet."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        key = secrets.token_hex(32).encode()
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(key)
+        return key

@@ -1,0 +1,74 @@
+"""The two things a scan gives us: a volume of HU and the lesions in it.
+
+Coordinates are DICOM's patient coordinates, LPS, in millimetres: x grows to the patient's
+left, y to the back, z to the head (DICOM PS3.3, C.7.6.2.1.1). Arrays are indexed [k, j, i] =
+[slice, row, column].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+
+AIR_HU = -1024
+"""What a voxel without data holds: the bottom of the usual 12-bit CT scale."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A CT volume.
+
+    hu: int16 (K, J, I), Hounsfield units.
+    affine: float64 (4, 4); affine @ (k, j, i, 1) is the voxel centre's (x, y, z, 1) in LPS mm.
+    spacing_mm: distance of neighbouring voxel centres along k, j, i.
+    series_uid: names the series in a lesion list; never written to an output as it is.
+    """
+
+    hu: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    affine: np.ndarray
+    series_uid: str
+
+    def index_of(self, point_mm: tuple[float, float, float]) -> np.ndarray:
+        """The fractional voxel index (k, j, i), float64 (3,), of an LPS point in mm."""
+        return (np.linalg.inv(self.affine) @ np.array([*point_mm, 1.0]))[:3]
+
+    def point_at(self, index: np.ndarray) -> tuple[float, float, float]:
+        """The LPS point in mm of a voxel index (k, j, i)."""
+        x, y, z = (self.affine @ np.array([*index, 1.0]))[:3]
+        return float(x), float(y), float(z)
+
+    def contains(self, index: np.ndarray) -> bool:
+        """Whether a fractional index lies inside the volume, half a voxel at the border included."""
+        return bool(np.all(index >= -0.5) and np.all(index <= np.array(self.hu.shape) - 0.5))
+
+    def axial(self) -> Volume:
+        """The same voxels with axes turned so that k grows to the head, j to the back, i to the left.
+
+        Only permutes and flips, so no HU changes: a sagittally stored series becomes axial,
+        and an oblique one is turned to the nearest axes.
+        """
+        to_ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine
+        now = nib.orientations.io_orientation(to_ras)
+        want = nib.orientations.axcodes2ornt(("S", "P", "L"))
+        turn = nib.orientations.ornt_transform(now, want)
+        hu = nib.orientations.apply_orientation(self.hu, turn)
+        affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.hu.shape)
+        return Volume(np.ascontiguousarray(hu), spacing_of(affine), affine, self.series_uid)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion: its centre in LPS mm, its diameter in mm and its class."""
+
+    center_mm: tuple[float, float, float]
+    diameter_mm: float
+    label: str
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
+    """Voxel spacing in mm along k, j, i of an index-to-mm affine (4, 4)."""
+    k, j, i = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(k), float(j), float(i)

@@ -1,0 +1,58 @@
+"""From a run and seeds to synthetic patches: sample k depends on the model and seed k only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gan.checkpoint import load_checkpoint
+from gan.networks import Generator
+from gan.training import latents, section
+
+TILE = 32
+"""Samples are always drawn this many at a time, the last tile filled up: kernels chosen by the size of
+the batch would round differently, and a sample would depend on its neighbours."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained generator and what it was trained on. model_hash: SHA-256 of its checkpoint's tensors."""
+
+    generator: Generator
+    step: int
+    model_hash: str
+    trained_on: dict[str, Any]
+
+
+def load_model(run: Path, step: int | None = None, *, average: bool = True, device: str = "cpu") -> Model:
+    """The generator of a run at a step (default: the newest), by default its moving average.
+
+    Raises FileNotFoundError where there is none, ValueError naming a damaged or foreign checkpoint.
+    """
+    checkpoint = load_checkpoint(run, step)
+    try:
+        networks = checkpoint.config["networks"]
+        shape = tuple(int(side) for side in checkpoint.trained_on["shape"])
+        generator = Generator(shape, int(networks["channels"]), int(networks["latent"]))
+        generator.load_state_dict(section(checkpoint.tensors, "average" if average else "generator"))
+    except (KeyError, TypeError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ValueError(f"{run}: checkpoint of step {checkpoint.step} does not fit its own configuration ({cause})") from None
+    layout = torch.channels_last if len(shape) == 2 else torch.channels_last_3d
+    generator = generator.to(device, memory_format=layout).eval().requires_grad_(False)
+    return Model(generator, checkpoint.step, checkpoint.model_hash, dict(checkpoint.trained_on))
+
+
+def sample(model: Model, seeds: Sequence[int]) -> Iterator[np.ndarray]:
+    """float32 (up to TILE, 1, *shape) in [-1, 1] at a time, one patch a seed, in their order."""
+    device = next(model.generator.parameters()).device
+    for start in range(0, len(seeds), TILE):
+        wanted = list(seeds[start : start + TILE])
+        z = latents(wanted + [0] * (TILE - len(wanted)), model.generator.latent)
+        with torch.no_grad():
+            yield model.generator(z.to(device))[: len(wanted)].float().cpu().numpy()

@@ -1,0 +1,64 @@
+"""Where metrics go: always a line of JSON in RUN/metrics.jsonl, and Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from gan.checkpoint import write_atomically
+
+WandbMode = Literal["off", "offline", "online"]
+
+
+class Tracker:
+    """Writes metrics. wandb stays on this machine ("offline") unless "online" was asked for.
+
+    What wandb adds by itself (host name, command line, paths, code, git) is switched off: a path or a
+    host name may name a patient or a hospital.
+    """
+
+    def __init__(self, run: Path, step: int, config: dict[str, Any], wandb: WandbMode = "off"):
+        self._file = run / "metrics.jsonl"
+        self._forget_after(step)
+        self._wandb = None if wandb == "off" else _start_wandb(run, config, wandb)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Appends one line: {"step": ..., name: value, ...}."""
+        with open(self._file, "a", encoding="utf-8") as out:
+            out.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(metrics, step=step)
+
+    def close(self) -> None:
+        """Ends a wandb run, and removes its debug logs: they hold paths."""
+        if self._wandb is not None:
+            logs = Path(self._wandb.settings.log_user).parent
+            self._wandb.finish()
+            shutil.rmtree(logs, ignore_errors=True)
+
+    def _forget_after(self, step: int) -> None:
+        """Drops lines past the checkpoint that the run resumes from, and a last line cut short by a kill."""
+        if not self._file.exists():
+            return
+        kept = []
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        write_atomically(self._file, "".join(kept).encode())
+
+
+def _start_wandb(run: Path, config: dict[str, Any], mode: WandbMode) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError("--wandb needs the wandb package: pip install wandb") from None
+    settings = wandb.Settings(
+        console="off", disable_git=True, disable_code=True, save_code=False, host="hidden", silent=True,
+        x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
+    )  # fmt: skip
+    return wandb.init(project="lesiongan", dir=run, mode=mode, config=config, settings=settings)

@@ -1,0 +1,145 @@
+"""`python sample.py`: draws synthetic patches from a run, as a patch folder and as PNG, NIfTI and DICOM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.command import command_parser, progress, run_command
+
+DESCRIPTION = """Draw synthetic lesion patches from a trained run: one patch a seed.
+Sample k depends on the model and seed k only, so a seed can be drawn again at any time.
+
+  python sample.py --run run --out synthetic --seeds 0-255 --format png,nifti,dicom
+  python sample.py --run run --out three --seeds 7,19,42 --format dicom
+
+In the output: a patch folder (dataset.json, patches.csv, shards) that `python -m evaluate` reads, preview.png,
+sampling.json (model hash and settings), and a folder for each format:
+  png    16-bit gray, level = HU + 2048       nifti  with spacing       dicom  CT images marked as synthetic
+
+Exit codes: 0 done, 2 bad input."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads the command line, draws, writes."""
+    parser = command_parser("python sample.py", DESCRIPTION)
+    parser.add_argument("--run", type=str, required=True, help="run folder of train.py")
+    parser.add_argument("--out", type=str, required=True, help="folder to make")
+    parser.add_argument("--seeds", type=str, default="0-255", help="such as 0-255 or 7,19,100-120")
+    parser.add_argument("--format", type=str, default="png", help="png, nifti, dicom, with commas, or none")
+    parser.add_argument("--step", type=int | None, default=None, help="checkpoint to use; default the newest")
+    parser.add_argument("--average", type=bool, default=True, help="false: the last weights, not their moving average")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    options = parser.parse_args(list(arguments))
+
+    from data.files import new_folder
+    from data.patches import PatchSpec, PatchWriter
+    from gan.sampling import load_model, sample
+
+    seeds = _seeds(options.seeds)
+    formats = _formats(options.format)
+    model = load_model(Path(options.run), options.step, average=options.average, device=options.device)
+    about = model.trained_on
+    classes = about["classes"]
+    label = classes[0] if len(classes) == 1 else "lesion"
+    spacing = about["spacing_mm"]
+    spec = PatchSpec(
+        shape=tuple(about["shape"]), spacing_mm=None if spacing is None else tuple(spacing), window=tuple(about["window"]),
+        classes=(label,), unit=about["unit"], origin="synthetic",
+    )  # fmt: skip
+    if "dicom" in formats and spec.unit != "HU":
+        raise ValueError("dicom needs HU, and this model was trained on gray levels; import its pictures with --window")
+    if {"dicom", "nifti"} & set(formats) and spec.spacing_mm is None:
+        print("note: the patches' spacing was never stated; 1 mm is written to dicom and nifti")
+    if "png" in formats and len(spec.shape) == 3:
+        raise ValueError("png holds 2-D patches only, and this model draws 3-D ones; use --format nifti,dicom")
+    manifest = {
+        "model_sha256": model.model_hash, "step": model.step, "average": options.average, "seeds": options.seeds, "samples": len(seeds),
+        "png_level": "HU + 2048", "privacy": "no guarantee: trained without differential privacy", "version": _version(),
+    }  # fmt: skip
+    with new_folder(options.out) as folder:
+        writer = PatchWriter(folder, spec)
+        for name in formats:
+            (folder / name).mkdir()
+        preview = _write_all(folder, writer, formats, model, seeds, sample(model, seeds), label)
+        writer.finish()
+        _write_preview(folder, preview, spec.window)
+        (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(seeds)} synthetic patches in {options.out}, as {', '.join(['patch folder', *formats])}; look at {options.out}/preview.png")
+    print(f"next: python -m evaluate REAL_PATCHES {options.out} --out report")
+
+
+def _write_all(folder, writer, formats, model, seeds, batches, label):
+    """Writes every sample in every format; returns the first 64 patches for the preview."""
+    from data.dicom_writing import Subject
+    from data.export import write_patch_dicom, write_patch_nifti, write_png16
+    from data.patches import Patch
+    from data.preprocess import from_unit
+
+    spec = writer.spec
+    spacing = spec.spacing_mm or (1.0,) * len(spec.shape)
+    preview = []
+    drawn = (hu for batch in batches for hu in from_unit(batch[:, 0], spec.window))
+    for seed, hu in zip(seeds, progress(drawn, "samples", len(seeds)), strict=True):
+        name = f"seed-{seed:08d}"
+        patient = f"synthetic-{seed:08d}"
+        writer.add(Patch(hu, patient, name, label, split="synthetic", id=name))
+        if "png" in formats:
+            write_png16(hu, folder / "png" / f"{name}.png")
+        if "nifti" in formats:
+            write_patch_nifti(hu, spacing, folder / "nifti" / f"{name}.nii.gz")
+        if "dicom" in formats:
+            subject = Subject(
+                key=f"{model.model_hash} {seed}", name=f"SYNTHETIC^{seed:08d}", patient_id=patient.upper(),
+                description=f"synthetic {label} patch", model=model.model_hash, version=_version(), window=spec.window,
+            )  # fmt: skip
+            write_patch_dicom(hu, spacing, subject, folder / "dicom" / name)
+        if len(preview) < 64:
+            preview.append(hu)
+    return preview
+
+
+def _write_preview(folder, preview, window) -> None:
+    import numpy as np
+
+    from data.export import write_preview
+
+    write_preview(np.stack(preview), window, folder / "preview.png")
+
+
+def _seeds(text: str) -> list[int]:
+    """"0-3,7" -> [0, 1, 2, 3, 7]. Raises ValueError for anything else, doubles included."""
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {text!r}: want whole numbers and ranges, each seed once, such as 0-255 or 7,19,100-120")
+    return seeds
+
+
+def _formats(text: str) -> list[str]:
+    from data.export import FORMATS
+
+    formats = [] if text == "none" else text.split(",")
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or len(set(formats)) < len(formats):
+        raise ValueError(f"--format {text!r}: want {', '.join(FORMATS)}, with commas, or none")
+    return formats
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lesiongan")
+    except PackageNotFoundError:
+        return "source"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,73 @@
+"""What the tests share: running a command as a user does, and small scans whose truth is known."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from data.command import run_command
+from data.dicom_writing import Subject, write_series
+
+ROOT = Path(__file__).parent.parent
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
+    """command("data", "prepare", ...) runs `python -m data prepare ...` in this process, in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LESIONGAN_KEY", str(tmp_path / "secrets" / "pseudonym.key"))
+
+    def run(name: str, *arguments: object) -> Result:
+        module = importlib.import_module({"data": "data.__main__", "evaluate": "evaluate.__main__"}.get(name, name))
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            run_command(module.main)
+        return Result(int(exit_.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real CT data, $LESIONGAN_DATA; skips where it is absent."""
+    folder = Path(os.environ.get("LESIONGAN_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}; set LESIONGAN_DATA")
+    return folder
+
+
+def noise_volume(shape=(6, 20, 24), seed=0) -> np.ndarray:
+    """int16 HU without any symmetry, so that every flip, shift or swap shows."""
+    return np.random.default_rng(seed).integers(-1000, 1500, shape).astype(np.int16)
+
+
+def affine_of(spacing=(2.5, 0.7, 0.8), origin=(-30.0, -40.0, 100.0)) -> np.ndarray:
+    """Axial index-to-LPS affine: k to the head, j to the back, i to the left."""
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = *spacing, 1.0
+    affine[:3, 3] = origin
+    return affine
+
+
+def dicom_series(folder: Path, hu: np.ndarray | None = None, affine: np.ndarray | None = None, name="Doe^Jane", patient_id="JD-1") -> list[Path]:
+    """Writes a series and returns its files in order of position."""
+    hu = noise_volume() if hu is None else hu
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{k:03d}.dcm" for k in range(len(hu))]
+    subject = Subject(patient_id, name, patient_id, "test series", "0" * 64, "test", (-1000, 400))
+    write_series(hu, affine_of() if affine is None else affine, subject, files)
+    return files

@@ -1,0 +1,247 @@
+"""Cohorts: patches show the right lesions, identifiers stay outside, bad input is one line."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import affine_of, dicom_series, noise_volume
+
+from data.patches import PatchFolder
+
+HEAD = "seriesuid,coordX,coordY,coordZ,diameter_mm,class\n"
+
+
+def scan(folder, seed=0, patient_id="JD-1", name="Doe^Jane"):
+    """A noisy body with two lungs, as DICOM; returns its series UID."""
+    import pydicom
+
+    k, j, i = np.ogrid[:8, :100, :120]
+    hu = np.full((8, 100, 120), -1000) + np.random.default_rng(seed).integers(-20, 20, (8, 100, 120))
+    hu[np.broadcast_to(((j - 50) / 48) ** 2 + ((i - 60) / 58) ** 2 <= 1, hu.shape)] += 1040
+    for c in (35, 85):
+        hu[np.broadcast_to((j - 50) ** 2 + (i - c) ** 2 <= 21**2, hu.shape)] -= 890
+    hu[3:5, 46:54, 31:39] = 111
+    files = dicom_series(folder, hu.astype(np.int16), affine_of((5.0, 2.5, 2.5), (-150, -120, 0)), name, patient_id)
+    return str(pydicom.dcmread(files[0]).SeriesInstanceUID)
+
+
+def lesion_row(uid, x=-62.5, y=5.0, z=17.5):
+    return f"{uid},{x},{y},{z},20,solid\n"
+
+
+def test_prepares_dicom_nifti_and_metaimage_together(command, tmp_path):
+    uid = scan(tmp_path / "in" / "deep" / "er" / "dicom")
+    command("data", "convert", tmp_path / "in" / "deep", tmp_path / "in" / "second.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "in" / "second.nii.gz"), sitk.sitkInt16), str(tmp_path / "in" / "third.mha"))
+    (tmp_path / "list.csv").write_text(HEAD + "".join(map(lesion_row, (uid, "second", "third"))))
+    done = command("data", "prepare", "in", "--lesions", "list.csv", "--out", "p", "--size", 32, "--spacing", 2.5, "--processes", 1)
+    assert done.code == 0, done.err
+    folder = PatchFolder.open("p")
+    lesions = folder.hu(folder.select(classes=["solid"]))
+    assert len(lesions) == 3
+    assert (lesions == lesions[0]).all()  # one scan in three formats
+    assert (lesions[0][13:19, 13:19] > 100).all()  # the nodule is in the middle
+    assert lesions[0][16, 2] < -700  # and lung around it
+    background = folder.hu(folder.select(classes=["background"]))
+    assert len(background) == 3
+    assert (background != 111).all()  # no lesion in lesion-free patches
+    assert len({row.patient for row in folder.rows}) == 3
+    assert {row.split for row in folder.rows} == {"train", "validation", "test"}
+    assert "3 patients" in done.out
+    assert "next: python train.py" in done.out
+
+
+def test_the_number_of_processes_does_not_matter(command, tmp_path):
+    uids = [scan(tmp_path / "in" / str(n), n, f"P{n}") for n in range(2)]
+    (tmp_path / "list.csv").write_text(HEAD + "".join(map(lesion_row, uids)))
+    for processes in (1, 2):
+        options = ["--size", 16, "--spacing", 2, "--dims", 3, "--processes", processes]
+        done = command("data", "prepare", "in", "--lesions", "list.csv", "--out", f"p{processes}", *options)
+        assert done.code == 0, done.err
+    one, two = PatchFolder.open("p1"), PatchFolder.open("p2")
+    assert one.content_hash == two.content_hash
+    assert one.shape == (16, 16, 16)
+
+
+def test_bad_series_are_left_out_and_counted(command, tmp_path):
+    uids = [scan(tmp_path / "in" / str(n), n, f"P{n}") for n in range(3)]
+    (tmp_path / "in" / "1" / "003.dcm").unlink()
+    (tmp_path / "in" / "notes.pdf").write_bytes(b"%PDF")
+    (tmp_path / "list.csv").write_text(HEAD + "".join(map(lesion_row, [uids[0], uids[1], "9.9"])) + lesion_row(uids[0], x=500))
+    done = command("data", "prepare", "in", "--lesions", "list.csv", "--out", "p", "--size", 16, "--processes", 1)
+    assert done.code == 0
+    assert "a slice is missing" in done.err
+    assert "notes.pdf: not a DICOM file" in done.err
+    for count in (
+        "1 x file that is no CT slice", "1 x series that cannot be read", "1 x series without a listed lesion",
+        "1 x listed series that is not", "1 x lesion outside",
+    ):  # fmt: skip
+        assert count in done.out
+    assert len(PatchFolder.open("p")) == 2
+
+
+def test_several_axial_patches_a_lesion_lie_inside_it(command, tmp_path):
+    uid = scan(tmp_path / "in")
+    (tmp_path / "list.csv").write_text(HEAD + lesion_row(uid))
+    options = ["--size", 16, "--spacing", 2.5, "--slices", 9, "--background", 0]
+    assert command("data", "prepare", "in", "--lesions", "list.csv", "--out", "p", *options).code == 0
+    folder = PatchFolder.open("p")
+    patches = folder.hu(np.arange(len(folder)))
+    assert len(patches) == 2  # slices 3 and 4: within a quarter of 20 mm of the centre at 3.5
+    assert (patches[:, 7:9, 7:9] == 111).all()
+    assert folder.background is None
+
+
+def test_no_identifier_and_no_path_reaches_the_patch_folder(command, tmp_path):
+    canary = {"name": "Canaryname^Zelda", "patient_id": "CANARYID77"}
+    uid = scan(tmp_path / "canaryfolder", **canary)
+    scan(tmp_path / "canaryfolder2", 1, "CANARYID78")
+    shutil.copy(tmp_path / "canaryfolder" / "000.dcm", tmp_path / "canaryfolder2" / "odd-canaryfile.dcm")
+    (tmp_path / "list.csv").write_text(HEAD + lesion_row(uid))
+    done = command("data", "prepare", "canaryfolder", "canaryfolder2", "--lesions", "list.csv", "--out", "p", "--size", 16)
+    assert done.code == 0, done.err
+    secrets = ["Canaryname", "CANARYID", "canaryf", uid, str(tmp_path), (tmp_path / "secrets" / "pseudonym.key").read_text()]
+    for file in (f for f in (tmp_path / "p").rglob("*") if f.is_file()):
+        content = file.read_bytes().lower()
+        assert content
+        for secret in secrets:
+            assert secret.lower().encode() not in content, f"{secret} in {file}"
+
+
+def test_pictures_from_npz_keep_splits_and_window(command, tmp_path):
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (n, 8, 8), dtype=np.uint8) for n in (40, 10))
+    np.savez("set.npz", train_images=train, train_labels=np.arange(40)[:, None] % 2, test_images=test, test_labels=np.zeros((10, 1), int),
+             train_groups=np.arange(40) // 4, test_groups=np.full(10, 99))  # fmt: skip
+    options = ["--classes", "healthy,nodule", "--background", "healthy"]
+    done = command("data", "import", "set.npz", "--out", "p", "--window", "-1000,400", *options)
+    assert done.code == 0, done.err
+    folder = PatchFolder.open("p")
+    assert folder.window == (-1000, 400)
+    assert folder.lesion_classes == ("nodule",)
+    found = folder.hu(folder.select(splits=["test"]))
+    np.testing.assert_array_equal(np.rint((found.astype(float) + 1000) / 1400 * 255), test)
+    assert {row.split for row in folder.rows} == {"train", "validation", "test"}
+    by_patient = {row.patient: row.split for row in folder.rows}
+    assert all(by_patient[row.patient] == row.split for row in folder.rows)
+    assert len(by_patient) == 11
+
+
+def test_unknown_window_is_recorded_not_guessed(command, tmp_path):
+    np.savez("set.npz", train_images=np.full((6, 8, 8), 200, np.uint8), train_labels=np.zeros(6, int))
+    done = command("data", "import", "set.npz", "--out", "p")
+    assert "the HU window is unknown" in done.out
+    assert "every picture counts as its own patient" in done.out
+    folder = PatchFolder.open("p")
+    assert folder.unit == "gray"
+    assert (folder.hu([0]) == 200).all()
+
+
+def test_class_folders_of_png_and_jpeg_by_patient(command, tmp_path):
+    from PIL import Image
+
+    for label, level in (("solid", 65535), ("cystic", 0)):
+        (tmp_path / "tree" / label).mkdir(parents=True)
+        for n in range(4):
+            Image.fromarray(np.full((16, 16), level, np.uint16)).save(tmp_path / "tree" / label / f"pat{n}_a.png")
+    done = command("data", "import", "tree", "--out", "p", "--window", "-1000,400", "--separator", "_", "--size", 8)
+    assert done.code == 0, done.err
+    folder = PatchFolder.open("p")
+    assert folder.classes == ("cystic", "solid")
+    assert folder.shape == (8, 8)
+    assert len({row.patient for row in folder.rows}) == 4
+    for n, row in enumerate(folder.rows):
+        assert (folder.hu([n]) == (400 if row.label == "solid" else -1000)).all()
+
+
+def bad_npz(**arrays):
+    base = {"train_images": np.zeros((4, 8, 8), np.uint8), "train_labels": np.zeros(4, int)}
+    return {**base, **arrays}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "cause"),
+    [
+        (bad_npz(train_images=np.zeros((4, 8, 8, 3), np.uint8)), "want gray"),
+        (bad_npz(train_images=np.zeros((4, 8, 8))), "want gray"),
+        (bad_npz(train_labels=np.zeros(3, int)), "do not fit"),
+        (bad_npz(train_groups=np.arange(4), test_images=np.zeros((1, 8, 8), np.uint8), test_labels=[0], test_groups=[2]), "both"),
+        ({"pictures": np.zeros(3)}, "no train_images"),
+        (bad_npz(train_labels=np.array([{}] * 4, dtype=object)), "plain arrays"),
+    ],
+)
+def test_unfit_npz_is_one_line(command, tmp_path, arrays, cause):
+    np.savez("bad.npz", **arrays)
+    done = command("data", "import", "bad.npz", "--out", "p")
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "bad.npz" in done.err
+    assert cause in done.err
+    assert not (tmp_path / "p").exists()
+
+
+def test_bad_input_is_one_line_with_exit_code_2(command, tmp_path):
+    uid = scan(tmp_path / "in")
+    (tmp_path / "list.csv").write_text(HEAD + lesion_row(uid))
+    (tmp_path / "other.csv").write_text(HEAD + lesion_row("9.9"))
+    (tmp_path / "broken.csv").write_text(HEAD + f"{uid},1,2,three,4,solid\n")
+    (tmp_path / "columns.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "ras.csv").write_text(HEAD + lesion_row(uid, x=900, y=-900))
+    (tmp_path / "formula.csv").write_text(HEAD + f"{uid},1,2,3,4,=cmd|x\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.dcm").write_text("hello")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("keep")
+    prepare = ("data", "prepare", "in", "--processes", 1, "--size", 16)
+    cases = [
+        (("data", "prepare", "gone", "--lesions", "list.csv", "--out", "o"), "gone"),
+        (("data", "prepare", "empty", "--lesions", "list.csv", "--out", "o"), "no CT volume"),
+        (("data", "prepare", "text", "--lesions", "list.csv", "--out", "o"), "not a DICOM file"),
+        ((*prepare, "--lesions", "gone.csv", "--out", "o"), "gone.csv"),
+        ((*prepare, "--lesions", "other.csv", "--out", "o"), "none of the 1 series"),
+        ((*prepare, "--lesions", "broken.csv", "--out", "o"), "line 2"),
+        ((*prepare, "--lesions", "columns.csv", "--out", "o"), "no column"),
+        ((*prepare, "--lesions", "ras.csv", "--out", "o"), "LPS"),
+        ((*prepare, "--lesions", "formula.csv", "--out", "o"), "class name"),
+        ((*prepare, "--lesions", "list.csv", "--out", "full"), "exists already"),
+        ((*prepare, "--lesions", "list.csv", "--out", "o", "--window", "400,-1000"), "window"),
+        (("data", "convert", "gone", "x.nii.gz"), "gone"),
+        (("data", "convert", "in", "x.txt"), ".nii"),
+        (("data", "phantom", "--out", "full", "--patients", 1), "exists already"),
+    ]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for arguments, cause in cases:
+        done = command(*arguments)
+        assert done.code == 2, arguments
+        assert cause in done.err.splitlines()[-1], done.err
+        assert "Traceback" not in done.err
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "secrets") == before
+    assert (tmp_path / "full" / "mine").read_text() == "keep"
+
+
+def test_convert_gives_hu_with_true_geometry(command, tmp_path):
+    files = dicom_series(tmp_path / "in")
+    done = command("data", "convert", "in", "out.nii.gz")
+    assert done.code == 0
+    image = sitk.ReadImage("out.nii.gz")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), noise_volume())
+    np.testing.assert_allclose(image.GetOrigin(), (-30, -40, 100), atol=1e-5)
+    dicom_series(tmp_path / "in" / "again", noise_volume(seed=1), patient_id="JD-2")
+    done = command("data", "convert", "in", "two.nii.gz")
+    assert (done.code, "2 series" in done.err) == (2, True)
+    assert len(files) == 6
+
+
+def test_real_series_and_its_list(command, real_data):
+    series = real_data / "ct-series"
+    done = command("data", "prepare", series, "--lesions", series / "annotations.csv", "--out", "p", "--size", 64, "--spacing", 1.0)
+    assert done.code == 0, done.err
+    folder = PatchFolder.open("p")
+    rows = list(csv.DictReader((series / "annotations.csv").read_text().splitlines()))
+    lesions = folder.hu(folder.select(classes=["lesion"]))
+    assert len(lesions) == len(rows)
+    assert np.median(lesions[:, 28:36, 28:36]) > -100  # a large solid tumour fills the middle
+    assert json.loads((folder.path / "dataset.json").read_text())["shape"] == [64, 64]

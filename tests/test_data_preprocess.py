@@ -1,0 +1,85 @@
+"""Windowing is exactly undone, cutting is exact on linear volumes, the lung mask finds lungs."""
+
+import numpy as np
+import pytest
+from conftest import affine_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.preprocess import check_window, cut, from_unit, lung_mask, to_unit
+from data.volume import AIR_HU, Volume
+
+windows = st.tuples(st.integers(-2000, 3000), st.integers(1, 4000)).map(lambda t: (float(t[0]), float(t[0] + t[1])))
+
+
+@given(windows, st.lists(st.integers(-3000, 8000), min_size=1, max_size=50))
+def test_window_is_exactly_undone_inside_and_clips_outside(window, values):
+    hu = np.array(values, np.int16)
+    x = to_unit(hu, window)
+    assert x.dtype == np.float32
+    assert np.abs(x).max() <= 1 + 1e-6
+    np.testing.assert_array_equal(from_unit(x, window), np.clip(hu, *window).astype(np.int16))
+
+
+@pytest.mark.parametrize("window", [(400.0, -1000.0), (0.0, 0.0), (-40000.0, 0.0), (0.0, float("nan"))])
+def test_windows_that_make_no_sense_are_refused(window):
+    with pytest.raises(ValueError, match="window"):
+        check_window(window)
+
+
+def linear_volume() -> Volume:
+    """HU = 10 x + 7 y + 3 z + 5 at every voxel, which linear interpolation must reproduce."""
+    affine = affine_of(spacing=(2.0, 0.5, 0.5), origin=(-10, -10, -10))
+    index = np.stack(np.meshgrid(np.arange(12), np.arange(50), np.arange(48), indexing="ij"), -1)
+    points = index @ affine[:3, :3].T + affine[:3, 3]
+    return Volume(np.rint(points @ [10, 7, 3] + 5).astype(np.int16), (2.0, 0.5, 0.5), affine, "uid")
+
+
+@given(st.tuples(st.floats(-4, 4), st.floats(-4, 4), st.floats(-6, 8)), st.floats(0.3, 0.8))
+def test_axial_patch_has_the_right_hu_at_the_right_place(centre, spacing):
+    patch = cut(linear_volume(), centre, (8, 8), spacing)
+    z = np.rint((centre[2] + 10) / 2) * 2 - 10  # the nearest slice
+    offsets = (np.arange(8) - 3.5) * spacing
+    expected = 10 * (centre[0] + offsets[None, :]) + 7 * (centre[1] + offsets[:, None]) + 3 * z + 5
+    if abs((centre[2] + 10) / 2 % 1 - 0.5) > 1e-3:  # between two slices either is the nearest
+        assert np.abs(patch - expected).max() <= 1.0
+
+
+def test_cube_has_the_right_hu_at_the_right_place():
+    patch = cut(linear_volume(), (1.0, -2.0, 0.3), (6, 8, 8), 0.6)
+    z, y, x = (c + (np.arange(n) - (n - 1) / 2) * 0.6 for c, n in ((0.3, 6), (-2.0, 8), (1.0, 8)))
+    expected = 10 * x[None, None] + 7 * y[None, :, None] + 3 * z[:, None, None] + 5
+    assert np.abs(patch - expected).max() <= 1.0
+
+
+def test_outside_the_volume_is_air():
+    assert (cut(linear_volume(), (500, 0, 0), (8, 8), 1.0) == AIR_HU).all()
+    edge = cut(linear_volume(), (-10, 0, 0), (8, 8), 0.5)
+    assert (edge[:, :4] == AIR_HU).all()
+    assert (edge[:, 4:] > -300).all()
+
+
+def thorax() -> tuple[Volume, np.ndarray]:
+    """A body with two round lungs, a vessel and a nodule on the wall; and the lungs as they should be found."""
+    k, j, i = np.ogrid[:10, :120, :160]
+    hu = np.full((10, 120, 160), -1000, np.int16)
+    hu[np.broadcast_to(((j - 60) / 55) ** 2 + ((i - 80) / 75) ** 2 <= 1, hu.shape)] = 40
+    left, right = (np.broadcast_to((j - 60) ** 2 + (i - c) ** 2 <= 28**2, hu.shape) for c in (45, 115))
+    hu[left | right] = -850
+    hu[:, 58:61, 40:43] = 30
+    hu[4:6, 57:64, 17:22] = 20
+    return Volume(hu, (5.0, 2.0, 2.0), affine_of((5.0, 2.0, 2.0)), "uid"), left | right
+
+
+def test_lung_mask_is_the_lungs_with_vessels_and_wall_lesions():
+    volume, lungs = thorax()
+    found = lung_mask(volume)
+    assert 2 * (found & lungs).sum() / (found.sum() + lungs.sum()) > 0.97
+    assert found[5, 59, 41]
+    assert found[4, 60, 20]
+
+
+def test_no_lung_is_an_error():
+    volume, _ = thorax()
+    with pytest.raises(ValueError, match="no lung found"):
+        lung_mask(Volume(np.full_like(volume.hu, 40), volume.spacing_mm, volume.affine, "uid"))

@@ -1,0 +1,44 @@
+"""Geometry: however a scan is stored, the HU at a point in the patient stay the same."""
+
+import itertools
+
+import numpy as np
+import pytest
+from conftest import affine_of, noise_volume
+
+from data.volume import Volume, spacing_of
+
+
+def stored(turn: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
+    """The same scan with its axes permuted and flipped."""
+    hu, affine = noise_volume(), affine_of()
+    step = np.zeros((4, 4))
+    step[3, 3] = 1
+    for new, (old, flip) in enumerate(zip(turn, flips, strict=True)):
+        step[old, new] = -1 if flip else 1
+        if flip:
+            step[old, 3] = hu.shape[old] - 1
+    turned = hu.transpose(turn)[tuple(slice(None, None, -1 if f else 1) for f in flips)]
+    return Volume(turned, spacing_of(affine @ step), affine @ step, "uid")
+
+
+@pytest.mark.parametrize("turn", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("flips", [(False, False, False), (True, False, True), (True, True, True)])
+def test_axial_undoes_any_storage_order(turn, flips):
+    axial = stored(turn, flips).axial()
+    np.testing.assert_array_equal(axial.hu, noise_volume())
+    np.testing.assert_allclose(axial.affine, affine_of())
+    np.testing.assert_allclose(axial.spacing_mm, (2.5, 0.7, 0.8))
+
+
+def test_index_and_point_are_inverse_and_follow_the_affine():
+    volume = stored((0, 1, 2), (False, False, False))
+    assert volume.point_at(np.array([2, 3, 4])) == pytest.approx((-30 + 4 * 0.8, -40 + 3 * 0.7, 100 + 2 * 2.5))
+    np.testing.assert_allclose(volume.index_of(volume.point_at(np.array([1.5, 2.25, 3]))), [1.5, 2.25, 3])
+
+
+def test_contains_counts_half_a_voxel_at_the_border():
+    volume = stored((0, 1, 2), (False, False, False))
+    assert volume.contains(np.array([-0.4, 0, 23.4]))
+    assert not volume.contains(np.array([-0.6, 0, 0]))
+    assert not volume.contains(np.array([0, 0, 23.6]))
