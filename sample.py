@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.command import command_parser, progress, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DESCRIPTION = """Draw synthetic lesion patches from a trained run: one patch a seed.
 Sample k depends on the model and seed k only, so a seed can be drawn again at any time.
@@ -79,7 +83,7 @@ def _write_all(folder, writer, formats, model, seeds, batches, label):
 
     spec = writer.spec
     spacing = spec.spacing_mm or (1.0,) * len(spec.shape)
-    preview = []
+    preview: list[np.ndarray] = []
     drawn = (hu for batch in batches for hu in from_unit(batch[:, 0], spec.window))
     for seed, hu in zip(seeds, progress(drawn, "samples", len(seeds)), strict=True):
         name = f"seed-{seed:08d}"
@@ -109,7 +113,7 @@ def _write_preview(folder, preview, window) -> None:
 
 
 def _seeds(text: str) -> list[int]:
-    """"0-3,7" -> [0, 1, 2, 3, 7]. Raises ValueError for anything else, doubles included."""
+    """ "0-3,7" -> [0, 1, 2, 3, 7]. Raises ValueError for anything else, doubles included."""
     seeds: list[int] = []
     try:
         for part in text.split(","):

@@ -68,7 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     config = {"networks": asdict(options.networks), "training": asdict(options.training)}
     _open_run(run, config, trained_on)
     steps = options.training.steps
-    print(f"{len(indices)} lesion patches of {patients} training patients, {' x '.join(map(str, folder.shape))}; run folder {run}", flush=True)
+    print(
+        f"{len(indices)} lesion patches of {patients} training patients, {' x '.join(map(str, folder.shape))}; run folder {run}", flush=True
+    )
 
     stop = _StopOnSignal()
     reached = train(
@@ -108,11 +110,11 @@ def _demo_patches() -> Path:
 
     phantom, patches = DEMO / "phantom", DEMO / "patches"
     if not phantom.exists():
-        data_command(["phantom", "--out", str(phantom), "--patients", "24", "--seed", "0"])
+        data_command(["phantom", "--out", str(phantom), "--patients", "32", "--lesions", "18", "--seed", "0"])
     if not patches.exists():
         data_command([
             "prepare", str(phantom), "--lesions", str(phantom / "annotations.csv"), "--out", str(patches),
-            "--size", "32", "--spacing", "1.25", "--slices", "2", "--key", str(DEMO / "pseudonym.key"),
+            "--size", "32", "--spacing", "1.25", "--slices", "3", "--key", str(DEMO / "pseudonym.key"),
         ])  # fmt: skip
     return patches
 

@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     phantom.add_argument("--lesions", type=int, default=12, help="lesions a patient")
     phantom.add_argument("--matrix", type=int, default=256, help="pixels along a side of a slice")
     phantom.add_argument("--slice-mm", type=float, default=5.0, help="distance of slices in mm")
+    phantom.add_argument("--processes", type=int, default=0, help="0: one a core")
 
     convert = command_parser("python -m data convert", CONVERT)
     convert.add_argument("src", type=str, help="one series: folder or file")
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     importing.add_argument("--separator", type=str | None, default=None, help="a file name's part before it is the patient")
 
     for name, command in (("phantom", phantom), ("convert", convert), ("prepare", prepare), ("import", importing)):
-        commands.add_subcommand(name, command, help=command.description.splitlines()[0].rstrip("."))
+        commands.add_subcommand(name, command, help=(command.description or "").splitlines()[0].rstrip("."))
     options = parser.parse_args(list(arguments))
     run = {"phantom": _phantom, "convert": _convert, "prepare": _prepare, "import": _import}[options.command]
     run(options[options.command])
@@ -99,11 +100,18 @@ def main(arguments: Sequence[str]) -> None:
 
 def _patch_arguments(parser, size: int) -> None:
     parser.add_argument("--out", type=str, required=True, help="patch folder to make")
-    parser.add_argument("--size", type=int, default=size, help="pixels along a side of a patch" + ("" if size else "; 0 keeps the pictures'"))
+    parser.add_argument(
+        "--size", type=int, default=size, help="pixels along a side of a patch" + ("" if size else "; 0 keeps the pictures'")
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the split and of the background patches")
     parser.add_argument("--validation", type=float, default=0.15, help="share of the patients held out to choose by")
     parser.add_argument("--test", type=float, default=0.25, help="share of the patients held out to report on")
-    parser.add_argument("--key", type=str | None, default=None, help="file with the pseudonym key, made if absent; default $LESIONGAN_KEY or ~/.config/lesiongan/pseudonym.key")
+    parser.add_argument(
+        "--key",
+        type=str | None,
+        default=None,
+        help="file with the pseudonym key, made if absent; default $LESIONGAN_KEY or ~/.config/lesiongan/pseudonym.key",
+    )
 
 
 def _phantom(options) -> None:
@@ -113,9 +121,11 @@ def _phantom(options) -> None:
     if options.patients < 1 or options.matrix < 64 or options.slice_mm <= 0 or options.lesions < 1:
         raise ValueError("want --patients >= 1, --lesions >= 1, --matrix >= 64 and --slice-mm > 0")
     with new_folder(options.out) as folder:
-        patients = range(options.patients)
-        write = partial(write_cohort, folder, options.seed, lesions=options.lesions, matrix=options.matrix, slice_mm=options.slice_mm)
-        for _ in progress(write(patients), "phantom patients", options.patients):
+        patients = write_cohort(
+            folder, options.seed, options.patients, lesions=options.lesions, matrix=options.matrix,
+            slice_mm=options.slice_mm, processes=options.processes,
+        )  # fmt: skip
+        for _ in progress(patients, "phantom patients", options.patients):
             pass
     print(f"{options.patients} patients written to {options.out}, lesions in {options.out}/annotations.csv")
     print(f"next: python -m data prepare {options.out} --lesions {options.out}/annotations.csv --out patches --size 32 --spacing 1.25")
@@ -137,7 +147,9 @@ def _convert(options) -> None:
     with new_file(options.dst) as file:
         write_nifti(volume.hu, volume.affine, file)
     spacing = " x ".join(f"{mm:g}" for mm in reversed(volume.spacing_mm))
-    print(f"{options.dst}: {' x '.join(map(str, reversed(volume.hu.shape)))} voxels of {spacing} mm, {volume.hu.min()} to {volume.hu.max()} HU")
+    print(
+        f"{options.dst}: {' x '.join(map(str, reversed(volume.hu.shape)))} voxels of {spacing} mm, {volume.hu.min()} to {volume.hu.max()} HU"
+    )
 
 
 def _prepare(options) -> None:

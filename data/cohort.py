@@ -6,11 +6,9 @@ Each series is read and cut on its own, by several processes; the result does no
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from data.dicom import Series, Skipped, find_series, read_series
 from data.metaimage import read_metaimage
 from data.nifti import read_nifti, stem
+from data.parallel import map_processes
 from data.patches import Patch, PatchSpec, PatchWriter, split_by_patient
 from data.preprocess import Window, cut, lung_mask
 from data.pseudonyms import Pseudonyms
@@ -127,7 +126,7 @@ def prepare(
     )  # fmt: skip
     writer = PatchWriter(out, spec)
     jobs = [(s, lesions[s.uid]) for s in wanted]
-    for (series, _), cutting in zip(jobs, track(_cut_all(jobs, config, processes), len(jobs)), strict=True):
+    for (series, _), cutting in zip(jobs, track(map_processes(partial(_cut_job, config=config), jobs, processes), len(jobs)), strict=True):
         if isinstance(cutting, str):
             warn(f"skipped series: {cutting}")
             outcome.notes["series that cannot be read, skipped"] += 1
@@ -177,15 +176,6 @@ def _cut_job(job: tuple[Series, list[Lesion]], config: CutConfig):
         return cut_series(*job, config)
     except (ValueError, OSError) as error:
         return str(error)
-
-
-def _cut_all(jobs: list, config: CutConfig, processes: int) -> Iterator:
-    processes = min(processes or os.cpu_count() or 1, len(jobs))
-    if processes == 1:
-        yield from map(partial(_cut_job, config=config), jobs)
-        return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(partial(_cut_job, config=config), jobs)
 
 
 def _centres(volume: Volume, lesion: Lesion, config: CutConfig) -> list[tuple[float, float, float]]:

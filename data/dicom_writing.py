@@ -43,9 +43,7 @@ def uid_from(*parts: str) -> UID:
     return UID(f"2.25.{uuid.uuid5(_ROOT, chr(31).join(parts)).int}")
 
 
-def write_series(
-    hu: np.ndarray, affine: np.ndarray, subject: Subject, files: list[Path], *, single_image: bool = False
-) -> UID:
+def write_series(hu: np.ndarray, affine: np.ndarray, subject: Subject, files: list[Path], *, single_image: bool = False) -> UID:
     """Writes int16 HU (K, J, I) as one series of K axial CT images, one file each; returns its series UID.
 
     affine: (4, 4) from index k, j, i to LPS mm (see volume.py). single_image: the slice's thickness is

@@ -20,9 +20,8 @@ def read_metaimage(path: Path) -> Volume:
     import SimpleITK as sitk
 
     data_file = _data_file(path)
-    if data_file != "LOCAL":
-        if Path(data_file).name != data_file or not (path.parent / data_file).is_file():
-            raise ValueError(f"{path}: ElementDataFile {data_file!r} is not a file in the same folder")
+    if data_file != "LOCAL" and (Path(data_file).name != data_file or not (path.parent / data_file).is_file()):
+        raise ValueError(f"{path}: ElementDataFile {data_file!r} is not a file in the same folder")
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         image = sitk.ReadImage(str(path), imageIO="MetaImageIO")

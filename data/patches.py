@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -206,9 +207,16 @@ class PatchWriter:
         number = len(self.rows)
         self.rows.append(
             PatchRow(
-                patch.id or f"{number:06d}", patch.patient, patch.series, patch.label, patch.diameter_mm,
-                patch.center_mm, patch.split or "", self._shards, len(self._pending),
-            )  # fmt: skip
+                patch.id or f"{number:06d}",
+                patch.patient,
+                patch.series,
+                patch.label,
+                patch.diameter_mm,
+                patch.center_mm,
+                patch.split or "",
+                self._shards,
+                len(self._pending),
+            )
         )
         self._pending.append(patch.hu)
         if len(self._pending) == SHARD_ROWS:
@@ -236,15 +244,13 @@ class PatchWriter:
         (self.path / "dataset.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
-def split_by_patient(
-    patients: Iterable[str], seed: int = 0, validation: float = 0.15, test: float = 0.25
-) -> dict[str, str]:
+def split_by_patient(patients: Iterable[str], seed: int = 0, validation: float = 0.15, test: float = 0.25) -> dict[str, str]:
     """patient -> "train", "validation" or "test": no patient is in two splits.
 
     The fractions are of patients. Training always has one; with three patients or more, so has
     each other split whose fraction is above 0. The order of `patients` does not matter.
     """
-    if not (0 <= validation and 0 <= test and validation + test < 1):
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ValueError(f"split fractions validation {validation:g} and test {test:g} must leave some for training")
     shuffled = sorted(set(patients), key=lambda p: hashlib.sha256(f"{seed}/{p}".encode()).digest())
     count = len(shuffled)
@@ -269,7 +275,8 @@ def _read_rows(path: Path, spec: PatchSpec) -> list[PatchRow]:
             raise ValueError(f"{path}: its columns are not {', '.join(COLUMNS)}")
         for line, r in enumerate(table, 2):
             try:
-                centre = tuple(float(r[f"center_{axis}_mm"]) for axis in "xyz") if r["center_x_mm"] else None
+                x, y, z = (float(r[f"center_{axis}_mm"] or "nan") for axis in "xyz")
+                centre = None if math.isnan(x) else (x, y, z)
                 diameter = float(r["diameter_mm"]) if r["diameter_mm"] else None
                 row = PatchRow(
                     r["id"], r["patient"], r["series"], r["class"], diameter, centre, r["split"], int(r["shard"]), int(r["row"])

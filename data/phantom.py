@@ -10,8 +10,9 @@ Arrays are [k, j, i] = [slice, row, column] with i to the patient's left (+x), j
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from data.dicom_writing import Subject, write_series
 from data.lesions import write_annotations
+from data.parallel import map_processes
 from data.phantom_lesions import PAINTERS, Room, place_lesions, spicules
 from data.phantom_painting import (
     AIR_HU,
@@ -308,22 +310,28 @@ def scan(rng: np.random.Generator, hu: np.ndarray, patient: Patient, grid: Grid)
 
 
 def write_cohort(
-    folder: Path, seed: int, patients: Iterable[int], *, lesions: int = 12, matrix: int = 256, slice_mm: float = 5.0
+    folder: Path, seed: int, patients: int, *, lesions: int = 12, matrix: int = 256, slice_mm: float = 5.0, processes: int = 0
 ) -> Iterator[int]:
-    """Writes each patient as folder/patient-NNNN/*.dcm, yielding its number, and at the end folder/annotations.csv.
+    """Writes patients as folder/patient-NNNN/*.dcm, yielding each number, and at the end folder/annotations.csv.
 
-    Patient n follows from (seed, n) alone; so do the UIDs.
+    Patient n follows from (seed, n) alone, so the number of processes (0: one a core) does not matter.
     """
     listed: dict[str, list[Lesion]] = {}
-    for n in patients:
-        volume, found = chest(np.random.default_rng([seed, n]), "", matrix=matrix, slice_mm=slice_mm, lesions=lesions)
-        series = folder / f"patient-{n:04d}"
-        series.mkdir()
-        subject = Subject(
-            key=f"phantom {seed} {n}", name=f"PHANTOM^{n:04d}", patient_id=f"PHANTOM-{seed}-{n:04d}",
-            description="procedural chest phantom", model="phantom", version="1", window=(-1000, 400),
-        )  # fmt: skip
-        files = [series / f"{k + 1:04d}.dcm" for k in range(len(volume.hu))]
-        listed[write_series(volume.hu, volume.affine, subject, files)] = found
+    write = partial(write_patient, folder, seed, lesions=lesions, matrix=matrix, slice_mm=slice_mm)
+    for n, (series_uid, found) in enumerate(map_processes(write, range(patients), processes)):
+        listed[series_uid] = found
         yield n
     write_annotations(listed, folder / "annotations.csv")
+
+
+def write_patient(folder: Path, seed: int, n: int, *, lesions: int, matrix: int, slice_mm: float) -> tuple[str, list[Lesion]]:
+    """Writes patient n's series as folder/patient-NNNN/*.dcm; its series UID and its lesions."""
+    volume, found = chest(np.random.default_rng([seed, n]), "", matrix=matrix, slice_mm=slice_mm, lesions=lesions)
+    series = folder / f"patient-{n:04d}"
+    series.mkdir()
+    subject = Subject(
+        key=f"phantom {seed} {n}", name=f"PHANTOM^{n:04d}", patient_id=f"PHANTOM-{seed}-{n:04d}",
+        description="procedural chest phantom", model="phantom", version="1", window=(-1000, 400),
+    )  # fmt: skip
+    files = [series / f"{k + 1:04d}.dcm" for k in range(len(volume.hu))]
+    return str(write_series(volume.hu, volume.affine, subject, files)), found

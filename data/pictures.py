@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -68,9 +70,10 @@ def import_pictures(
         raise ValueError(f"--background {config.background!r} is not one of the classes {', '.join(labels)}")
     first = pictures[0].gray()
     shape = (config.size,) * first.ndim if config.size else first.shape
-    window, unit = config.window, "HU"
+    unit: Literal["HU", "gray"] = "HU" if config.window else "gray"
+    window = config.window
     if window is None:
-        window, unit = ((0, 255) if first.dtype == np.uint8 else (-32768, 32767)), "gray"
+        window = (0, 255) if first.dtype == np.uint8 else (-32768, 32767)
     writer = PatchWriter(
         out,
         PatchSpec(
@@ -123,7 +126,9 @@ def _from_npz(source: Path, config: ImportConfig) -> list[Picture]:
         images, labels = arrays[f"{prefix}_images"], arrays.get(f"{prefix}_labels")
         groups = arrays.get(f"{prefix}_groups", np.array([f"{prefix} {n}" for n in range(len(images))]))
         if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] == 3):
-            raise ValueError(f"{source}: {prefix}_images is {images.dtype}{images.shape}; want gray uint8 or uint16 (N, H, W) or (N, D, H, W)")
+            raise ValueError(
+                f"{source}: {prefix}_images is {images.dtype}{images.shape}; want gray uint8 or uint16 (N, H, W) or (N, D, H, W)"
+            )
         if labels is None or labels.size != len(images) or len(groups) != len(images):
             raise ValueError(f"{source}: {prefix}_images has {len(images)} pictures; its labels or groups do not fit")
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
@@ -132,10 +137,12 @@ def _from_npz(source: Path, config: ImportConfig) -> list[Picture]:
             raise ValueError(f"{source}: label {labels.max()} has no name among --classes {','.join(config.classes)}")
         for image, label, group in zip(images, labels.ravel(), groups.ravel(), strict=True):
             if owner.setdefault(str(group), split) != split:
-                raise ValueError(f"{source}: patient (group) {group} is in both {owner[str(group)]} and {split}; splits must not share patients")
+                raise ValueError(
+                    f"{source}: patient (group) {group} is in both {owner[str(group)]} and {split}; splits must not share patients"
+                )
             name = config.classes[label] if config.classes else str(label)
             # training patients stay open: some of them may be needed for validation or test
-            pictures.append(Picture(lambda image=image: image, name, str(group), None if split == "train" else split))
+            pictures.append(Picture(partial(np.asarray, image), name, str(group), None if split == "train" else split))
     if not pictures:
         raise ValueError(f"{source}: no train_images, val_images or test_images in it")
     return pictures
@@ -146,7 +153,7 @@ def _from_tree(source: Path, config: ImportConfig) -> list[Picture]:
     for folder in sorted(p for p in source.iterdir() if p.is_dir()):
         for file in sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES):
             patient = file.name.partition(config.separator)[0] if config.separator else f"{folder.name}/{file.name}"
-            pictures.append(Picture(lambda file=file: _read_gray(file), check_label(folder.name), patient, None))
+            pictures.append(Picture(partial(_read_gray, file), check_label(folder.name), patient, None))
     if not pictures:
         raise ValueError(f"{source}: no folder in it holds PNG or JPEG files; want one folder a class")
     return pictures

@@ -23,9 +23,7 @@ class CriticTerms(NamedTuple):
     slope_norm: Tensor
 
 
-def critic_loss(
-    critic: Critic, real: Tensor, synthetic: Tensor, mix: Tensor, penalty_weight: float
-) -> tuple[Tensor, CriticTerms]:
+def critic_loss(critic: Critic, real: Tensor, synthetic: Tensor, mix: Tensor, penalty_weight: float) -> tuple[Tensor, CriticTerms]:
     """A scalar whose gradient in the critic's parameters is that of the WGAN-GP critic loss, exactly.
 
     real, synthetic: (N, 1, *S). mix: (P, 1, *ones), uniform in [0, 1], P <= N: the first P pairs are penalised.
@@ -58,9 +56,7 @@ def critic_loss(
     return difference + on_v.sum(), terms
 
 
-def critic_loss_textbook(
-    critic: nn.Module, real: Tensor, synthetic: Tensor, mix: Tensor, penalty_weight: float
-) -> Tensor:
+def critic_loss_textbook(critic: nn.Module, real: Tensor, synthetic: Tensor, mix: Tensor, penalty_weight: float) -> Tensor:
     """The same loss (its value too) by double backward, for any critic: the reference of the tests and benchmarks."""
     pairs = len(mix)
     penalty = gradient_penalty(critic, real[:pairs], synthetic[:pairs], mix).mean()

@@ -6,6 +6,8 @@ Shapes: N patches, 1 channel, (H, W) or (D, H, W). Patches are float32 in [-1, 1
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from torch.nn import functional as F
 
 SLOPE = 0.2
 """Of the critic's leaky ReLU below 0."""
+
+Net = TypeVar("Net", bound=nn.Module)
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -54,7 +58,7 @@ class Generator(nn.Module):
         self.start = (maps[0], *(side >> len(maps) for side in shape))
         self.project = nn.Linear(latent, torch.Size(self.start).numel(), bias=False)
         layers: list[nn.Module] = [_BATCH_NORM[dims](maps[0]), nn.ReLU()]
-        for before, after in zip(maps[:-1], maps[1:], strict=True):
+        for before, after in pairwise(maps):
             layers += [_TRANSPOSED[dims](before, after, 4, 2, 1, bias=False), _BATCH_NORM[dims](after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, _TRANSPOSED[dims](maps[-1], 1, 4, 2, 1), nn.Tanh())
         for layer in self.modules():
@@ -106,12 +110,20 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
+def place(net: Net, device: torch.device | str, dims: int) -> Net:
+    """The net on a device, its weights stored channels last, where convolutions are fastest."""
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    return net.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+
+
 class CriticLayer(nn.Module):
     """A convolution, its bias, and a leaky ReLU, for rows of two kinds.
 
     Ordinary rows take all three. Linear rows take the convolution without the bias, then the slopes
     that other inputs had: together, the layer's Jacobian at those inputs.
     """
+
+    bias: nn.Parameter
 
     def __init__(self, convolution: nn.Module, maps: int):
         super().__init__()
@@ -138,8 +150,7 @@ class Critic(nn.Module):
         super().__init__()
         dims, maps = len(shape), widths(shape, channels)
         self.layers = nn.ModuleList(
-            CriticLayer(_CONV[dims](before, after, 4, 2, 1, bias=False), after)
-            for before, after in zip([1, *maps[:-1]], maps, strict=True)
+            CriticLayer(_CONV[dims](before, after, 4, 2, 1, bias=False), after) for before, after in pairwise([1, *maps])
         )
         last = torch.Size((maps[-1], *(side >> len(maps) for side in shape))).numel()
         self.score = nn.Linear(last, 1, bias=False)  # the loss sees differences of scores: a bias would cancel
@@ -155,6 +166,7 @@ class Critic(nn.Module):
         the last R rows of x go through the critic's linear part at those rows: their slopes, no bias."""
         outputs = []
         for n, layer in enumerate(self.layers):
+            assert isinstance(layer, CriticLayer)
             x = layer.with_slopes_of(None if recorded is None else recorded[n], x)
             outputs.append(x.detach())
         return self.score(x.flatten(1)).squeeze(1), outputs

@@ -52,7 +52,7 @@ class Tracker:
         write_atomically(self._file, "".join(kept).encode())
 
 
-def _start_wandb(run: Path, config: dict[str, Any], mode: WandbMode) -> Any:
+def _start_wandb(run: Path, config: dict[str, Any], mode: Literal["offline", "online"]) -> Any:
     try:
         import wandb
     except ImportError:

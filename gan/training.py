@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gan.config import NetworkConfig, TrainingConfig
 from gan.losses import CriticTerms, critic_loss, generator_loss
-from gan.networks import Critic, Generator
+from gan.networks import Critic, Generator, place
 from gan.tracker import Tracker
 
 GRID_SEEDS = range(64)
@@ -53,14 +53,13 @@ class Trainer:
         if wanted == "cuda" and not torch.cuda.is_available():
             raise ValueError("training.device is cuda, but no GPU is visible; use auto or cpu")
         self.device = torch.device("cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu")
-        layout = torch.channels_last if len(shape) == 2 else torch.channels_last_3d
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.default_rng([config.seed, _INIT]).integers(2**63)))
             generator = Generator(shape, networks.channels, networks.latent)
             critic = Critic(shape, networks.channels)
-        self.generator: Generator = generator.to(self.device, memory_format=layout)
-        self.critic: Critic = critic.to(self.device, memory_format=layout)
-        self.average: Generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.generator = place(generator, self.device, len(shape))
+        self.critic = place(critic, self.device, len(shape))
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(net.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
             for net in (self.generator, self.critic)
@@ -117,7 +116,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, by name."""
-        named = {}
+        named: dict[str, Tensor] = {}
         for name, net in (("generator", self.generator), ("average", self.average), ("critic", self.critic)):
             named |= {f"{name}.{k}": t for k, t in net.state_dict().items()}
         for name, optimizer in (("generator", self.generator_optimizer), ("critic", self.critic_optimizer)):
@@ -142,7 +141,9 @@ class Trainer:
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         except (RuntimeError, ValueError, IndexError) as error:
             cause = str(error).strip().splitlines()
-            raise ValueError(f"checkpoint of step {checkpoint.step} does not fit these networks: {cause[min(1, len(cause) - 1)].strip()}") from None
+            raise ValueError(
+                f"checkpoint of step {checkpoint.step} does not fit these networks: {cause[min(1, len(cause) - 1)].strip()}"
+            ) from None
         self.step = checkpoint.step
 
 
@@ -204,7 +205,9 @@ def train(
                     "images_per_second": per_second * config.n_critic * config.batch, "eta_s": (config.steps - step) / per_second,
                 }  # fmt: skip
                 if not all(map(math.isfinite, metrics.values())):
-                    raise ValueError(f"training diverged at step {step}: {metrics}; lower training.learning_rate, then run again from the last checkpoint")
+                    raise ValueError(
+                        f"training diverged at step {step}: {metrics}; lower training.learning_rate, then run again from the last checkpoint"
+                    )
                 track.log(step, metrics)
                 on_log(step, metrics)
             if last or (config.samples_every and step % config.samples_every == 0):

@@ -63,7 +63,9 @@ def affine_of(spacing=(2.5, 0.7, 0.8), origin=(-30.0, -40.0, 100.0)) -> np.ndarr
     return affine
 
 
-def dicom_series(folder: Path, hu: np.ndarray | None = None, affine: np.ndarray | None = None, name="Doe^Jane", patient_id="JD-1") -> list[Path]:
+def dicom_series(
+    folder: Path, hu: np.ndarray | None = None, affine: np.ndarray | None = None, name="Doe^Jane", patient_id="JD-1"
+) -> list[Path]:
     """Writes a series and returns its files in order of position."""
     hu = noise_volume() if hu is None else hu
     folder.mkdir(parents=True, exist_ok=True)

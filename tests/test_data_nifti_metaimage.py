@@ -68,7 +68,15 @@ def test_bad_nifti_is_refused_by_name(tmp_path):
     nib.save(image, tmp_path / "unset.nii")
     (tmp_path / "cut.nii.gz").write_bytes(gzip.compress((tmp_path / "four.nii").read_bytes())[:900])
     (tmp_path / "text.nii").write_text("not an image")
-    causes = {"four": "three dimensions", "nan": "NaN", "windowed": "windowed", "sheared": "sheared", "unset": "sform", "cut": "not a whole", "text": "not a whole"}
+    causes = {
+        "four": "three dimensions",
+        "nan": "NaN",
+        "windowed": "windowed",
+        "sheared": "sheared",
+        "unset": "sform",
+        "cut": "not a whole",
+        "text": "not a whole",
+    }
     for name, cause in causes.items():
         (path,) = tmp_path.glob(f"{name}.nii*")
         with pytest.raises(ValueError, match=cause) as error:

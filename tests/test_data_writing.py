@@ -16,11 +16,48 @@ from data.export import PNG_OFFSET, write_patch_dicom, write_patch_nifti, write_
 SUBJECT = Subject("model 7", "SYNTHETIC^00000007", "SYNTHETIC-7", "synthetic nodule patch", "ab" * 32, "1.0", (-1000, 400))
 
 # DICOM PS3.3, CT Image IOD (A.3): Type 1 attributes of its mandatory modules, then Type 2 ones, which may be empty.
-TYPE_1 = """SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality FrameOfReferenceUID ImageType SamplesPerPixel
-PhotometricInterpretation Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelSpacing ImageOrientationPatient
-ImagePositionPatient RescaleIntercept RescaleSlope PixelData""".split()
-TYPE_2 = """PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime ReferringPhysicianName StudyID AccessionNumber
-SeriesNumber PositionReferenceIndicator Manufacturer InstanceNumber SliceThickness KVP AcquisitionNumber PatientPosition""".split()
+TYPE_1 = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "FrameOfReferenceUID",
+    "ImageType",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "PixelData",
+]
+TYPE_2 = [
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+    "SeriesNumber",
+    "PositionReferenceIndicator",
+    "Manufacturer",
+    "InstanceNumber",
+    "SliceThickness",
+    "KVP",
+    "AcquisitionNumber",
+    "PatientPosition",
+]
 
 
 def test_hu_are_equal_in_all_three_formats_and_for_other_readers(tmp_path):
