@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.command import command_parser, progress, run_command
-
-if TYPE_CHECKING:
-    import numpy as np
 
 DESCRIPTION = """Draw synthetic lesion patches from a trained run: one patch a seed.
 Sample k depends on the model and seed k only, so a seed can be drawn again at any time.
@@ -37,6 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     options = parser.parse_args(list(arguments))
 
+    from data.export import write_folder_preview
     from data.files import new_folder
     from data.patches import PatchSpec, PatchWriter
     from gan.sampling import load_model, sample
@@ -66,16 +63,16 @@ def main(arguments: Sequence[str]) -> None:
         writer = PatchWriter(folder, spec)
         for name in formats:
             (folder / name).mkdir()
-        preview = _write_all(folder, writer, formats, model, seeds, sample(model, seeds), label)
+        _write_all(folder, writer, formats, model, seeds, sample(model, seeds), label)
         writer.finish()
-        _write_preview(folder, preview, spec.window)
+        write_folder_preview(folder)
         (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     print(f"{len(seeds)} synthetic patches in {options.out}, as {', '.join(['patch folder', *formats])}; look at {options.out}/preview.png")
     print(f"next: python -m evaluate REAL_PATCHES {options.out} --out report")
 
 
-def _write_all(folder, writer, formats, model, seeds, batches, label):
-    """Writes every sample in every format; returns the first 64 patches for the preview."""
+def _write_all(folder, writer, formats, model, seeds, batches, label) -> None:
+    """Writes every sample, in its shard and in every format."""
     from data.dicom_writing import Subject
     from data.export import write_patch_dicom, write_patch_nifti, write_png16
     from data.patches import Patch
@@ -83,7 +80,6 @@ def _write_all(folder, writer, formats, model, seeds, batches, label):
 
     spec = writer.spec
     spacing = spec.spacing_mm or (1.0,) * len(spec.shape)
-    preview: list[np.ndarray] = []
     drawn = (hu for batch in batches for hu in from_unit(batch[:, 0], spec.window))
     for seed, hu in zip(seeds, progress(drawn, "samples", len(seeds)), strict=True):
         name = f"seed-{seed:08d}"
@@ -99,17 +95,6 @@ def _write_all(folder, writer, formats, model, seeds, batches, label):
                 description=f"synthetic {label} patch", model=model.model_hash, version=_version(), window=spec.window,
             )  # fmt: skip
             write_patch_dicom(hu, spacing, subject, folder / "dicom" / name)
-        if len(preview) < 64:
-            preview.append(hu)
-    return preview
-
-
-def _write_preview(folder, preview, window) -> None:
-    import numpy as np
-
-    from data.export import write_preview
-
-    write_preview(np.stack(preview), window, folder / "preview.png")
 
 
 def _seeds(text: str) -> list[int]:
@@ -117,8 +102,8 @@ def _seeds(text: str) -> list[int]:
     seeds: list[int] = []
     try:
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            seeds += range(int(first), int(last or first) + 1)
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last if dash else first) + 1)
     except ValueError:
         seeds = []
     if not seeds or len(set(seeds)) < len(seeds):

@@ -108,13 +108,14 @@ def _demo_patches() -> Path:
     """The demo cohort's patch folder, made on first use by the commands the README shows."""
     from data.__main__ import main as data_command
 
-    phantom, patches = DEMO / "phantom", DEMO / "patches"
+    phantom, patches, key = DEMO / "phantom", DEMO / "patches", DEMO / "pseudonym.key"
     if not phantom.exists():
         data_command(["phantom", "--out", str(phantom), "--patients", "32", "--lesions", "18", "--seed", "0"])
     if not patches.exists():
+        key.write_text("phantom patients need no secret\n")  # so the demo gives the same bytes to everybody
         data_command([
             "prepare", str(phantom), "--lesions", str(phantom / "annotations.csv"), "--out", str(patches),
-            "--size", "32", "--spacing", "1.25", "--slices", "3", "--key", str(DEMO / "pseudonym.key"),
+            "--size", "32", "--spacing", "1.25", "--slices", "3", "--key", str(key),
         ])  # fmt: skip
     return patches
 

@@ -154,6 +154,7 @@ def _convert(options) -> None:
 
 def _prepare(options) -> None:
     from data.cohort import CutConfig, prepare
+    from data.export import write_folder_preview
     from data.files import new_folder
     from data.lesions import read_annotations
 
@@ -170,7 +171,10 @@ def _prepare(options) -> None:
             options.src, lesions, folder, config, pseudonyms, processes=options.processes,
             warn=partial(print, file=sys.stderr), track=lambda items, total: progress(items, "series", total),
         )  # fmt: skip
-    print(f"{options.out}: {outcome.patches.total()} patches of {len(outcome.patients)} patients, {outcome.series} series")
+        write_folder_preview(folder)
+    print(
+        f"{options.out}: {outcome.patches.total()} patches of {len(outcome.patients)} patients, {outcome.series} series; look at {options.out}/preview.png"
+    )
     _print_table(outcome.patches)
     for what, count in outcome.notes.items():
         print(f"  note: {count} x {what}")
@@ -178,6 +182,7 @@ def _prepare(options) -> None:
 
 
 def _import(options) -> None:
+    from data.export import write_folder_preview
     from data.files import new_folder
     from data.pictures import ImportConfig, import_pictures
 
@@ -192,8 +197,9 @@ def _import(options) -> None:
         track = partial(progress, description="pictures")
         writer = import_pictures(Path(options.src), folder, config, pseudonyms, lambda items, total: track(items, total=total))
         patients = {row.patient for row in writer.rows}
+        write_folder_preview(folder)
         table = Counter((row.split, row.label) for row in writer.rows)
-    print(f"{options.out}: {table.total()} patches of {len(patients)} patients")
+    print(f"{options.out}: {table.total()} patches of {len(patients)} patients; look at {options.out}/preview.png")
     _print_table(table)
     if len(patients) == table.total():
         print("  note: every picture counts as its own patient; give *_groups or --separator where patients have several")

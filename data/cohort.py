@@ -125,6 +125,7 @@ def prepare(
         classes=classes, background=BACKGROUND if config.background else None,
     )  # fmt: skip
     writer = PatchWriter(out, spec)
+    used: set[str] = set()
     jobs = [(s, lesions[s.uid]) for s in wanted]
     for (series, _), cutting in zip(jobs, track(map_processes(partial(_cut_job, config=config), jobs, processes), len(jobs)), strict=True):
         if isinstance(cutting, str):
@@ -137,12 +138,15 @@ def prepare(
         if patches:
             outcome.series += 1
             outcome.patients.add(patient)
+            used.add(series.patient_id)
         for hu, lesion in patches:
             diameter = lesion.diameter_mm if lesion.label != BACKGROUND else None
             writer.add(Patch(hu, patient, uid, lesion.label, diameter, lesion.center_mm))
     if not writer.rows:
         raise ValueError("no patch could be cut: " + ("; ".join(f"{n} x {what}" for what, n in outcome.notes.items() if n)))
-    writer.finish(split_by_patient(outcome.patients, config.seed, config.validation, config.test))
+    # by the patients' own ids, so that the split does not change with the pseudonym key
+    splits = split_by_patient(used, config.seed, config.validation, config.test)
+    writer.finish({pseudonyms.patient(patient_id): split for patient_id, split in splits.items()})
     outcome.patches.update((row.split, row.label) for row in writer.rows)
     outcome.notes = Counter({what: n for what, n in outcome.notes.items() if n})
     return outcome

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.dicom_writing import Subject, write_series
 from data.nifti import write_nifti
+from data.patches import PatchFolder
 from data.preprocess import Window, to_unit
 
 PNG_OFFSET = 2048
@@ -59,6 +60,15 @@ def write_preview(hu: np.ndarray, window: Window, file: Path, columns: int = 8, 
     rows, (height, width) = len(gray) // columns, gray.shape[1:]
     grid = gray.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
     Image.fromarray(grid.repeat(zoom, 0).repeat(zoom, 1)).save(file, format="PNG")
+
+
+def write_folder_preview(path: Path, count: int = 64) -> None:
+    """preview.png in a patch folder: lesion patches spread evenly over it, class by class."""
+    folder = PatchFolder.open(path)
+    lesions = sorted(folder.select(classes=folder.lesion_classes), key=lambda n: folder.rows[n].label)
+    spread = np.linspace(0, len(lesions) - 1, min(count, len(lesions))).astype(int)
+    if len(spread):
+        write_preview(folder.hu([lesions[n] for n in spread]), folder.window, path / "preview.png")
 
 
 def _as_volume(hu: np.ndarray, spacing_mm: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -87,7 +87,9 @@ def import_pictures(
             raise ValueError(f"{source}: one picture is {gray.dtype}{gray.shape}, the first is {first.dtype}{first.shape}")
         patient = pseudonyms.patient(picture.patient)
         writer.add(Patch(_values(gray, config.window, shape), patient, patient.replace("p-", "s-"), picture.label, split=picture.split))
-    writer.finish(split_by_patient({row.patient for row in writer.rows if not row.split}, config.seed, *_fractions(pictures, config)))
+    # by the patients' own names, so that the split does not change with the pseudonym key
+    splits = split_by_patient({p.patient for p in pictures if not p.split}, config.seed, *_fractions(pictures, config))
+    writer.finish({pseudonyms.patient(name): split for name, split in splits.items()})
     return writer
 
 

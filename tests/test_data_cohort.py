@@ -130,6 +130,16 @@ def test_pictures_from_npz_keep_splits_and_window(command, tmp_path):
     assert len(by_patient) == 11
 
 
+def test_the_split_does_not_depend_on_the_pseudonym_key(command, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    np.savez("set.npz", train_images=images, train_labels=np.zeros(30, int), train_groups=np.arange(30) // 2)
+    for key in "ab":
+        assert command("data", "import", "set.npz", "--out", key, "--key", f"{key}.key").code == 0
+    a, b = PatchFolder.open("a"), PatchFolder.open("b")
+    assert [row.split for row in a.rows] == [row.split for row in b.rows]
+    assert {row.patient for row in a.rows}.isdisjoint(row.patient for row in b.rows)
+
+
 def test_unknown_window_is_recorded_not_guessed(command, tmp_path):
     np.savez("set.npz", train_images=np.full((6, 8, 8), 200, np.uint8), train_labels=np.zeros(6, int))
     done = command("data", "import", "set.npz", "--out", "p")

@@ -144,7 +144,8 @@ def test_coverage_equals_the_plain_loops():
     assert got.recall == pytest.approx(np.mean(inside_synthetic))
     assert got.density == pytest.approx(inside.sum() / (k * len(synthetic)))
     assert got.coverage == pytest.approx(inside.any(1).mean())
-    assert 0 < got.precision < 1 and 0 < got.recall < 1
+    assert 0 < got.precision < 1
+    assert 0 < got.recall < 1
 
 
 def test_far_sets_share_nothing_and_a_collapsed_set_covers_little():
@@ -152,7 +153,9 @@ def test_far_sets_share_nothing_and_a_collapsed_set_covers_little():
     far = precision_recall_density_coverage(real, real + 100)
     assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
     collapsed = precision_recall_density_coverage(real, gaussian(1, 50, 3) * 1e-3)
-    assert collapsed.precision == 1 and collapsed.recall == 0 and collapsed.coverage < 0.5
+    assert collapsed.precision == 1
+    assert collapsed.recall == 0
+    assert collapsed.coverage < 0.5
 
 
 def test_standardise_uses_the_reference_alone():

@@ -41,7 +41,8 @@ def test_halves_never_share_a_patient_and_keep_every_row():
         a, b = halves_of_patients(patients, len(patients), rng)
         assert sorted([*a, *b]) == list(range(15))
         assert not set(patients[a]) & set(patients[b])
-        assert len(a) and len(b)
+        assert len(a)
+        assert len(b)
 
 
 def test_floor_is_low_for_one_distribution_and_synthetic_at_the_same_size_is_higher():
