@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from data.command import command_parser, run_command
 from gan.config import NetworkConfig, TrainingConfig
@@ -41,10 +42,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=str, default=str(DEMO / "run"), help="run folder, new or to resume")
     parser.add_argument("--training", type=TrainingConfig, default=TrainingConfig())
     parser.add_argument("--networks", type=NetworkConfig, default=NetworkConfig())
-    parser.add_argument("--wandb", type=str, default="off", help="off, offline, or online (the only mode that uses the network)")
+    parser.add_argument(
+        "--wandb", type=Literal["off", "offline", "online"], default="off", help="online is the only one that uses the network"
+    )
     options = parser.instantiate(parser.parse_args(list(arguments)))
-    if options.wandb not in ("off", "offline", "online"):
-        raise ValueError(f"--wandb is {options.wandb!r}, want off, offline or online")
 
     from data.patches import PatchFolder, WindowedPatches
     from gan.networks import halvings

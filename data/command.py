@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 from rich.progress import track
 
@@ -20,7 +20,7 @@ BAD_INPUT = 2
 
 def command_parser(prog: str, description: str) -> ArgumentParser:
     """A parser that shows defaults, reads --config FILE.yaml, and refuses unknown keys and wrong types."""
-    return ArgumentParser(prog=prog, description=description, formatter_class=LineKeepingFormatter)
+    return ArgumentParser(prog=prog, description=description, formatter_class=LineKeepingFormatter, exit_on_error=False)
 
 
 class LineKeepingFormatter(DefaultHelpFormatter):
@@ -48,6 +48,9 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main(arguments)` and exits: its own code, or BAD_INPUT after one line naming the cause."""
     try:
         code = main(joined_values(sys.argv[1:])) or 0
+    except ArgumentError as error:
+        print(f"error: {one_line(error)}; --help lists what there is", file=sys.stderr)
+        code = BAD_INPUT
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         code = BAD_INPUT
