@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,28 +19,42 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path}: exists already; remove it or choose another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
-        partial.chmod(0o755)
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with _partial_folder(path) as folder:
+        yield folder
+        folder.replace(path)
 
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """A file to write, with `path`'s suffixes: becomes `path` when the block ends well.
+    """A file to write, of `path`'s name: becomes `path` when the block ends well.
 
     Raises FileExistsError when `path` is already there.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path}: exists already; remove it or choose another name")
+    with _partial_folder(path) as folder:
+        yield folder / path.name
+        (folder / path.name).replace(path)
+
+
+@contextmanager
+def _partial_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that is gone when the block ends, however it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
-        yield partial
-        partial.replace(path)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        folder.chmod(0o755)
+        yield folder
+    except Exception as error:
+        if _disk_is_full(error):
+            raise OSError(errno.ENOSPC, "the disk is full; nothing was kept, free some space or choose another place", str(path)) from None
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """NumPy and pydicom put the system's error into words of their own."""
+    told = str(error)
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in told or "Not enough free space" in told

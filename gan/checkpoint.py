@@ -116,6 +116,8 @@ def write_atomically(file: Path, content: bytes) -> None:
             os.fsync(out.fileno())
         os.chmod(partial, 0o644)
         os.replace(partial, file)
-    except BaseException:
+    except BaseException as error:
         os.unlink(partial)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror}; the file was left as it was", str(file)) from None
         raise
