@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from rich.progress import track
 
 T = TypeVar("T")
 
+TERMINATED = 143
 BAD_INPUT = 2
 """Exit code for input a user can mend; one line on stderr says what and how."""
 
@@ -46,6 +48,7 @@ def joined_values(arguments: Sequence[str]) -> list[str]:
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main(arguments)` and exits: its own code, or BAD_INPUT after one line naming the cause."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that what is half-written is cleared away
     try:
         code = main(joined_values(sys.argv[1:])) or 0
     except ArgumentError as error:

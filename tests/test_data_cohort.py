@@ -3,11 +3,14 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import affine_of, dicom_series, noise_volume
+from conftest import ROOT, affine_of, dicom_series, noise_volume
 
 from data.patches import PatchFolder
 
@@ -230,6 +233,19 @@ def test_bad_input_is_one_line_with_exit_code_2(command, tmp_path):
         assert "Traceback" not in done.err
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "secrets") == before
     assert (tmp_path / "full" / "mine").read_text() == "keep"
+
+
+def test_terminated_in_the_middle_nothing_is_left(tmp_path):
+    arguments = [sys.executable, "-m", "data", "phantom", "--out", str(tmp_path / "p"), "--patients", "50", "--processes", "1"]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".p.*.partial/patient-0001/0010.dcm")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_convert_gives_hu_with_true_geometry(command, tmp_path):

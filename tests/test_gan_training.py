@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import signal
 import time
 
 import numpy as np
@@ -262,10 +261,3 @@ def test_wandb_offline_keeps_paths_names_and_hosts_out(tmp_path, monkeypatch):
     content = {f: f.read_bytes() for f in (run / "wandb").rglob("*") if f.is_file()}
     for secret in ("CanaryPatient", "CanaryArgument", platform.node()):
         assert not [f for f, c in content.items() if secret.encode() in c], secret
-
-
-def test_signal_handler_is_not_installed_by_importing(tmp_path):
-    import train as entry_point
-
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert entry_point.STOPPED == 75
