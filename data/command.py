@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
@@ -84,3 +85,14 @@ def progress(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         if now - last > 5 or (done == total and now - started > 2):
             print(f"{description}: {done}/{total}, {now - started:.0f} s", file=sys.stderr, flush=True)
             last = now
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """Yields a function to tell, in words, what begins: a spinner on a terminal's stderr, lines elsewhere."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status("starting") as status:
+            yield status.update
+    else:
+        yield lambda words: print(words, file=sys.stderr, flush=True)

@@ -67,20 +67,21 @@ def central_component(hu: NDArray, spacing_mm: Sequence[float], window: tuple[fl
     return lesion & (distance_mm <= _per_patch(REACH * thickness_mm + CENTRE_RADIUS_MM, hu))
 
 
-def lesion_attributes(
-    hu: NDArray, spacing_mm: Sequence[float], window: tuple[float, float]
-) -> dict[str, Floats]:
+def lesion_attributes(hu: NDArray, spacing_mm: Sequence[float], window: tuple[float, float]) -> dict[str, Floats]:
     """Each of ATTRIBUTES for each patch, float64 (N,); NaN where no lesion stands out.
 
     diameter: of the disc or ball of the component's size. roundness: its size over its moment of
     inertia, relative to a disc's or ball's, in (0, 1] (Žunić et al. 2010, Eq. 5). sharpness: mean
-    gradient over the border voxels. texture: standard deviation of HU less its 3-voxel mean.
+    gradient over the border voxels. texture: standard deviation of HU less its 3-voxel mean, inside.
     """
     mask = central_component(hu, spacing_mm, window)
     clipped = np.clip(hu, *window).astype(np.float64)
     within_patch = _neighbours_within_a_patch(hu.ndim)
     border = ndimage.binary_dilation(mask, within_patch) & ~ndimage.binary_erosion(mask, within_patch)
     local_mean = ndimage.uniform_filter(clipped, (1, *[3] * (hu.ndim - 1)))
+    # Inside, so that the edge is not taken for texture; small lesions have no inside.
+    inside = ndimage.binary_erosion(mask, np.ones((1, *[3] * (hu.ndim - 1)), bool))
+    inside = np.where(_per_patch(inside.reshape(len(hu), -1).any(1), hu), inside, mask)
     size = mask.reshape(len(hu), -1).sum(1) * float(np.prod(spacing_mm))
     mean = _mean_within(clipped, mask)
     return {
@@ -89,7 +90,7 @@ def lesion_attributes(
         "sd_hu": np.sqrt(_mean_within(np.square(clipped - _per_patch(mean, hu)), mask)),
         "roundness": _roundness(mask, spacing_mm),
         "sharpness_hu_per_mm": _mean_within(gradient_magnitude(clipped, spacing_mm), border),
-        "texture_hu": np.sqrt(_mean_within(np.square(clipped - local_mean), mask)),
+        "texture_hu": np.sqrt(_mean_within(np.square(clipped - local_mean), inside)),
     }
 
 

@@ -54,7 +54,7 @@ def run_detector(
     window: tuple[float, float],
     *,
     seeds: int = 3,
-    steps: int = 200,
+    steps: int = 400,
     synthetic_share: float = 0.25,
     arms: tuple[str, ...] = ARMS,
     batch: int = 64,
@@ -131,7 +131,7 @@ def _network(dimensions: int, seed: int, device: str) -> nn.Module:
             spatial_dims=dimensions,
             n_input_channels=1,
             conv1_t_size=3,
-            conv1_t_stride=1,
+            conv1_t_stride=2,
             no_max_pool=True,
             num_classes=1,
         )

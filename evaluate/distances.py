@@ -74,18 +74,13 @@ def kernel_distance_over_subsets(
     x, y = _two_sets(x, y)
     size = min(subset_size, len(x), len(y))
     values = [
-        kernel_distance(
-            x[rng.choice(len(x), size, replace=False)], y[rng.choice(len(y), size, replace=False)]
-        )
-        for _ in range(subsets)
+        kernel_distance(x[rng.choice(len(x), size, replace=False)], y[rng.choice(len(y), size, replace=False)]) for _ in range(subsets)
     ]
     return float(np.mean(values)), float(np.std(values))
 
 
 def _mean_kernel(x: Array, y: Array) -> float:
-    total = sum(
-        float(_cubic_kernel(x[start : start + CHUNK_ROWS], y).sum()) for start in range(0, len(x), CHUNK_ROWS)
-    )
+    total = sum(float(_cubic_kernel(x[start : start + CHUNK_ROWS], y).sum()) for start in range(0, len(x), CHUNK_ROWS))
     return total / (len(x) * len(y))
 
 
@@ -102,9 +97,7 @@ def _cubic_kernel(x: Array, y: Array) -> Array:
     return base * base * base  # numpy's ** 3 is many times slower
 
 
-def sliced_wasserstein(
-    x: ArrayLike, y: ArrayLike, rng: np.random.Generator, projections: int = 256
-) -> float:
+def sliced_wasserstein(x: ArrayLike, y: ArrayLike, rng: np.random.Generator, projections: int = 256) -> float:
     """Root mean square, over random directions, of the 1-D Wasserstein-2 distance; 0 or more.
 
     Exact in each direction also when N1 and N2 differ. For D = 1 it is the Wasserstein-2 distance.
@@ -146,17 +139,15 @@ def precision_recall_density_coverage(real: ArrayLike, synthetic: ArrayLike, k: 
 
     Raises ValueError if a set has k samples or fewer, or as `frechet_distance` does.
     """
-    real, synthetic = _two_sets(real, synthetic)
-    if min(len(real), len(synthetic)) <= k:
+    r, s = _two_sets(real, synthetic)
+    if min(len(r), len(s)) <= k:
         raise ValueError(
-            f"{k} neighbours need more than {k} samples, got {len(real)} real and {len(synthetic)} "
-            "synthetic; give more samples or a smaller k"
+            f"{k} neighbours need more than {k} samples, got {len(r)} real and {len(s)} synthetic; give more samples or a smaller k"
         )
-    centre = real.mean(0)  # distances by matrix products lose fewest digits near the origin
-    real, synthetic = real - centre, synthetic - centre
-    real_radius = np.square(_radius_of_neighbour(real, k))
-    synthetic_radius = np.square(_radius_of_neighbour(synthetic, k))
-    between = squared_distances(real, synthetic)
+    centre = r.mean(0)  # distances by matrix products lose fewest digits near the origin
+    r, s = r - centre, s - centre
+    real_radius, synthetic_radius = _squared_radius(r, k), _squared_radius(s, k)
+    between = squared_distances(r, s)
     in_real_ball = between < real_radius[:, None]
     return Coverage(
         precision=float(in_real_ball.any(0).mean()),
@@ -166,11 +157,11 @@ def precision_recall_density_coverage(real: ArrayLike, synthetic: ArrayLike, k: 
     )
 
 
-def _radius_of_neighbour(x: Array, k: int) -> Array:
-    """Distance from each sample to its k-th nearest other sample, shape (N,)."""
+def _squared_radius(x: Array, k: int) -> Array:
+    """Squared distance from each sample to its k-th nearest other sample, shape (N,)."""
     squared = squared_distances(x, x)
     np.fill_diagonal(squared, np.inf)
-    return np.sqrt(np.partition(squared, k - 1, axis=1)[:, k - 1])
+    return np.partition(squared, k - 1, axis=1)[:, k - 1]
 
 
 def squared_distances(x: Array, y: Array) -> Array:

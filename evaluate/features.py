@@ -8,11 +8,13 @@ import hashlib
 import importlib
 import sys
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,9 +73,7 @@ def inception(weights_path: str | Path | None, window: tuple[float, float], devi
 
     path = Path(weights_path) if weights_path else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no Inception weights at {path}; fetch {INCEPTION_FILE} from torch-fidelity's releases and give its path"
-        )
+        raise FileNotFoundError(f"no Inception weights at {path}; fetch {INCEPTION_FILE} from torch-fidelity's releases and give its path")
     network = _inception_network(path).to(device)
 
     def some_features(hu: NDArray) -> NDArray[np.float64]:
@@ -131,7 +131,9 @@ def _tensors_of(path: Path):
     import torch
 
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of a foreign pickle before it refuses it
+            warnings.simplefilter("ignore")
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: not a weights file ({str(error).splitlines()[0]})") from None
     if not isinstance(weights, dict):
@@ -139,7 +141,7 @@ def _tensors_of(path: Path):
     return weights
 
 
-def _inception_module() -> types.ModuleType:
+def _inception_module() -> Any:
     module = "torch_fidelity.feature_extractor_inceptionv3"
     spec = find_spec("torch_fidelity")
     if spec is None:

@@ -76,9 +76,7 @@ def bootstrap_interval(
     Raises ValueError if a set has only one patient.
     """
     x_rows, y_rows = _rows_by_patient(x_patients, len(x)), _rows_by_patient(y_patients, len(y))
-    values = np.array(
-        [distance(x[_halves(x_rows, rng)[0]], y[_halves(y_rows, rng)[0]]) for _ in range(draws)]
-    )
+    values = np.array([distance(x[_halves(x_rows, rng)[0]], y[_halves(y_rows, rng)[0]]) for _ in range(draws)])
     centre = distance(x, y)
     low, high = np.quantile(values - np.median(values), [0.025, 0.975])
     return Interval(centre + float(low), centre + float(high))
@@ -111,9 +109,7 @@ def real_floor(
     return Floor(float(np.mean(between_halves)), float(low), float(high), samples, float(np.mean(to_synthetic)))
 
 
-def extrapolate_frechet(
-    x: Array, y: Array, rng: np.random.Generator, points: int = 8, repeats: int = 4
-) -> Extrapolation:
+def extrapolate_frechet(x: Array, y: Array, rng: np.random.Generator, points: int = 8, repeats: int = 4) -> Extrapolation:
     """The Fréchet distance of x and y continued to infinite N (Chong & Forsyth 2020, sec. 4.1).
 
     Subsets of n samples of each set, n from a third of the smaller set to all of it, evenly
@@ -127,12 +123,7 @@ def extrapolate_frechet(
     sizes = np.unique(np.round(1 / np.linspace(1 / largest, 1 / smallest, points)).astype(int))
     values = [
         np.mean(
-            [
-                frechet_distance(
-                    x[rng.choice(len(x), n, replace=False)], y[rng.choice(len(y), n, replace=False)]
-                )
-                for _ in range(repeats)
-            ]
+            [frechet_distance(x[rng.choice(len(x), n, replace=False)], y[rng.choice(len(y), n, replace=False)]) for _ in range(repeats)]
         )
         for n in sizes
     ]

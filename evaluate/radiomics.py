@@ -63,13 +63,14 @@ def _shells(values: Floats, spacing_mm: Sequence[float]) -> Named:
     distance = distance_to_centre_mm(values.shape[1:], spacing_mm)
     radius = min(n * mm / 2 for n, mm in zip(values.shape[1:], spacing_mm, strict=True))
     shell = np.minimum((distance / radius * SHELLS).astype(int), SHELLS)
-    named = {}
+    named, filled = {}, []
     for n in range(SHELLS):
         inside = values[:, shell == n]
-        if inside.shape[1]:  # a patch of a few voxels has no innermost ring
-            named[f"shell{n}_mean"], named[f"shell{n}_sd"] = inside.mean(1), inside.std(1)
-    means = [column for name, column in named.items() if name.endswith("mean")]
-    return named | {"centre_less_rim": means[0] - means[-1]}
+        empty = not inside.shape[1]  # in a patch of a few voxels; such a ring is 0 in every patch
+        named[f"shell{n}_mean"] = np.zeros(len(values)) if empty else inside.mean(1)
+        named[f"shell{n}_sd"] = np.zeros(len(values)) if empty else inside.std(1)
+        filled += [] if empty else [n]
+    return named | {"centre_less_rim": named[f"shell{filled[0]}_mean"] - named[f"shell{filled[-1]}_mean"]}
 
 
 def _edges(values: Floats, spacing_mm: Sequence[float]) -> Named:
@@ -134,7 +135,8 @@ def _band_energies(values: Floats) -> Named:
     frequencies = [np.fft.fftfreq(n) for n in shape[:-1]] + [np.fft.rfftfreq(shape[-1])]
     frequency = np.sqrt(sum(np.square(f) for f in np.meshgrid(*frequencies, indexing="ij")))
     band = np.minimum((frequency / 0.5 * FREQUENCY_BANDS).astype(int), FREQUENCY_BANDS - 1)
-    return {f"band{n}_log_energy": np.log10(1 + power[:, band == n].mean(1)) for n in range(FREQUENCY_BANDS)}
+    voxels = [max(1, int((band == n).sum())) for n in range(FREQUENCY_BANDS)]  # a small patch has empty bands
+    return {f"band{n}_log_energy": np.log10(1 + power[:, band == n].sum(1) / voxels[n]) for n in range(FREQUENCY_BANDS)}
 
 
 def _histogram(gray: Floats, bins: int) -> Floats:

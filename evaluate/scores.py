@@ -82,9 +82,7 @@ def summarise(scores: Scores) -> dict[str, dict[str, MetricSummary]]:
     for a, arm in enumerate(scores.arms):
         table = _by_seed(scores, a, everyone)
         sd = table.std(0, ddof=1) if len(table) > 1 else np.zeros(len(METRICS))
-        summary[arm] = {
-            name: MetricSummary(float(m), float(s)) for name, m, s in zip(METRICS, table.mean(0), sd, strict=True)
-        }
+        summary[arm] = {name: MetricSummary(float(m), float(s)) for name, m, s in zip(METRICS, table.mean(0), sd, strict=True)}
     return summary
 
 
@@ -94,16 +92,11 @@ def sensitivity_by_class(scores: Scores, classes: NDArray) -> dict[str, dict[str
     names.sort(key=lambda name: len(np.unique(scores.patients[scores.lesion & (classes == name)])))
     called = scores.log_odds >= scores.thresholds[..., None]
     return {
-        name: {
-            arm: float(called[a][:, scores.lesion & (classes == name)].mean()) for a, arm in enumerate(scores.arms)
-        }
-        for name in names
+        name: {arm: float(called[a][:, scores.lesion & (classes == name)].mean()) for a, arm in enumerate(scores.arms)} for name in names
     }
 
 
-def differences_to(
-    baseline: str, scores: Scores, rng: np.random.Generator, draws: int = 500
-) -> dict[str, dict[str, Difference]]:
+def differences_to(baseline: str, scores: Scores, rng: np.random.Generator, draws: int = 500) -> dict[str, dict[str, Difference]]:
     """arm -> metric -> difference to the baseline arm, with a 95 % bootstrap interval.
 
     Each draw resamples test patients and seeds with replacement, the same ones for both arms:
@@ -129,8 +122,7 @@ def differences_to(
         low, high = np.quantile(np.array(drawn[a]), [0.025, 0.975], axis=0)
         value = _by_seed(scores, a, everyone).mean(0) - reference
         result[scores.arms[a]] = {
-            name: Difference(float(v), Interval(float(lo), float(hi)))
-            for name, v, lo, hi in zip(METRICS, value, low, high, strict=True)
+            name: Difference(float(v), Interval(float(lo), float(hi))) for name, v, lo, hi in zip(METRICS, value, low, high, strict=True)
         }
     return result
 

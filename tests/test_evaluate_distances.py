@@ -90,9 +90,7 @@ def test_kernel_distance_equals_the_plain_double_loop():
     def k(a, b):
         return (a @ b / 3 + 1) ** 3
 
-    within = [
-        np.mean([k(a, b) for i, a in enumerate(one) for j, b in enumerate(one) if i != j]) for one in (x, y)
-    ]
+    within = [np.mean([k(a, b) for i, a in enumerate(one) for j, b in enumerate(one) if i != j]) for one in (x, y)]
     expected = sum(within) - 2 * np.mean([k(a, b) for a in x for b in y])
     assert kernel_distance(x, y) == pytest.approx(expected)
 
@@ -133,12 +131,8 @@ def test_coverage_equals_the_plain_loops():
     def radius(x, i):
         return sorted(np.linalg.norm(x[i] - other) for j, other in enumerate(x) if j != i)[k - 1]
 
-    inside = np.array(
-        [[np.linalg.norm(r - s) < radius(real, i) for s in synthetic] for i, r in enumerate(real)]
-    )
-    inside_synthetic = [
-        any(np.linalg.norm(r - s) < radius(synthetic, j) for j, s in enumerate(synthetic)) for r in real
-    ]
+    inside = np.array([[np.linalg.norm(r - s) < radius(real, i) for s in synthetic] for i, r in enumerate(real)])
+    inside_synthetic = [any(np.linalg.norm(r - s) < radius(synthetic, j) for j, s in enumerate(synthetic)) for r in real]
     got = precision_recall_density_coverage(real, synthetic, k)
     assert got.precision == pytest.approx(inside.any(0).mean())
     assert got.recall == pytest.approx(np.mean(inside_synthetic))

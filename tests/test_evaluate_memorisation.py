@@ -27,10 +27,7 @@ def test_distances_equal_the_plain_loops(shape):
     found = neighbours(some, real, WINDOW).hu
     for i, a in enumerate(some):
         for j, b in enumerate(real):
-            best = min(
-                np.sqrt(np.mean(np.square(np.flip(a, axes).astype(float) - b)))
-                for axes in _subsets(range(len(shape)))
-            )
+            best = min(np.sqrt(np.mean(np.square(np.flip(a, axes).astype(float) - b))) for axes in _subsets(range(len(shape))))
             assert found[i, j] == pytest.approx(best, rel=1e-5)
 
 
@@ -53,9 +50,7 @@ def test_planted_copies_are_exactly_the_most_suspicious():
         synthetic[row] = training[source]
     synthetic[20] = synthetic[20][::-1]  # mirroring does not hide a copy
     synthetic[33] = np.clip(synthetic[33] + 5, -1000, 400)  # nor does a little noise
-    found = audit_memorisation(
-        synthetic, training, ids(20, 3), held_out, ids(20, 2), WINDOW, np.random.default_rng(0), draws=40
-    )
+    found = audit_memorisation(synthetic, training, ids(20, 3), held_out, ids(20, 2), WINDOW, np.random.default_rng(0), draws=40)
     assert set(found.most_suspicious(3)) == set(copied)
     assert all(found.nearest_training[row] == source for row, source in copied.items())
     assert found.nearest_training_hu[7] == found.nearest_training_hu[20] == 0
@@ -107,9 +102,7 @@ def test_without_held_out_patients_the_controls_are_absent():
 
 
 def test_membership_by_hand():
-    got = membership_inference(
-        np.array([1.0, 2.0, 5.0, 6.0]), None, np.array([3.0, 4.0]), None, np.random.default_rng(0), draws=10
-    )
+    got = membership_inference(np.array([1.0, 2.0, 5.0, 6.0]), None, np.array([3.0, 4.0]), None, np.random.default_rng(0), draws=10)
     assert got.auroc == 0.5
     assert got.tpr_at_1_percent_fpr == 0.5
 

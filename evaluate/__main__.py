@@ -1,0 +1,170 @@
+"""`python -m evaluate`: two patch folders in, report.json and report.html out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from data.command import command_parser, run_command, stages
+from evaluate.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from data.patches import PatchFolder
+    from evaluate.cohort import Cohort, PatchSet
+    from evaluate.features import Extractor
+
+DESCRIPTION = """Judge synthetic lesion patches: how good, how new, how useful.
+
+  python -m evaluate patches synthetic --out report
+  python -m evaluate patches synthetic --out quick --detector.run false
+  python -m evaluate patches synthetic --out full --detector.seeds 5 --inception-weights weights-inception-2015-12-05-6726825d.pth
+
+REAL is a patch folder of `python -m data prepare`, SYNTHETIC one of `python sample.py`. Quality is judged against the patients
+of REAL's test split, whom the generator never saw; copies are looked for among its training patients. In the folder --out:
+  report.html   to read: pictures, distances with floor and interval, attributes, suspected copies, detector
+  report.json   the same numbers; frechet_inception_distance and its kin only with Inception weights
+The page shows patches of real patients; --show_real false leaves them out.
+
+Exit codes: 0 done, 2 bad input."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads the command line and both folders, evaluates, writes the report."""
+    parser = command_parser("python -m evaluate", DESCRIPTION)
+    parser.add_argument("real", type=str, help="patch folder of real patients")
+    parser.add_argument("synthetic", type=str, help="patch folder of synthetic patches")
+    parser.add_argument("--out", type=str, required=True, help="folder to make")
+    parser.add_argument("--json", action="store_true", help="print report.json instead of the summary")
+    parser.add_argument(
+        "--inception-weights",
+        type=str | None,
+        default=None,
+        help="file with torch-fidelity's Inception weights; without it torch hub's cache is looked at, and nothing is downloaded",
+    )
+    parser.add_class_arguments(EvaluateConfig, as_group=False, skip={"inception_weights"})
+    parser.add_argument("--config", action="config", help="YAML file with these options")
+    options = parser.instantiate(parser.parse_args(list(arguments)))
+    config = EvaluateConfig(**{field.name: options[field.name] for field in fields(EvaluateConfig)})
+
+    from data.files import new_folder
+    from data.patches import PatchFolder
+    from evaluate.audit import audit
+    from evaluate.page import to_html
+    from evaluate.report import to_json
+    from evaluate.summary import summary_of
+
+    real, synthetic = PatchFolder.open(options.real), PatchFolder.open(options.synthetic)
+    for folder in (real, synthetic):
+        folder.verify()
+    cohort, notes = read_cohort(real, synthetic, config.seed)
+    extractors, missing = _extractors(cohort, config)
+    with new_folder(options.out) as out, stages() as tell:
+        report, pictures = audit(cohort, extractors, config, (*notes, *missing), tell)
+        tell("writing the report")
+        text = json.dumps(to_json(report), indent=1, allow_nan=False)
+        (out / "report.json").write_text(text + "\n", encoding="utf-8")
+        (out / "report.html").write_text(to_html(report, pictures, config.show_real), encoding="utf-8")
+    if options.json:
+        print(text)
+        return
+    for sentence in (*summary_of(report), *(f"Note: {note}" for note in report.notes)):
+        print(f"- {sentence}")
+    print(f"\n{options.out}/report.json\n{options.out}/report.html")
+
+
+def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[Cohort, tuple[str, ...]]:
+    """The sets to compare, and notes on what is unusual about them.
+
+    Held-out patients are the test split; with no lesion in it, the validation split.
+    Raises ValueError if the folders cannot be compared or a set is empty.
+    """
+    from evaluate.cohort import Cohort
+    from evaluate.report import Compared
+
+    _check_comparable(real, synthetic)
+    lesions, notes = real.lesion_classes, []
+    training = _patches(real, "train", lesions)
+    validation = _patches(real, "validation", lesions)
+    held_out, source = _patches(real, "test", lesions), "test split"
+    held_out_split = "test"
+    if not len(held_out) and len(validation):
+        held_out, source, held_out_split = validation, "validation split, for want of a test split", "validation"
+        notes.append("There is no lesion in the test split: the validation patients stand in for it, and no threshold comes from them.")
+        validation = _patches(real, "test", lesions)
+    if not len(held_out):
+        source = "none"
+        notes.append(
+            "The real folder has training patients only: no floor, no control for copies and no detector. Prepare more patients, or "
+            "more of them held out."
+        )
+    generated = _patches(synthetic, "synthetic", [c for c in synthetic.classes if c != real.background])
+    if not len(generated):
+        generated = _patches(synthetic, "train", [c for c in synthetic.classes if c != real.background])
+    for name, one in (("training lesion", training), ("synthetic lesion", generated)):
+        if len(one) < 2:
+            raise ValueError(f"{len(one)} {name} patches, and 2 or more are needed; check the split and class columns of patches.csv")
+    free = [real.background] if real.background is not None else []
+    validation_split = "test" if held_out_split == "validation" else "validation"
+    background = {
+        "training": _patches(real, "train", free),
+        "validation": _patches(real, validation_split, free),
+        "held_out": _patches(real, held_out_split, free),
+    }
+    compared = Compared(
+        training=training.size,
+        held_out=held_out.size if len(held_out) else None,
+        held_out_from=source,
+        synthetic=generated.size,
+        shape=real.shape,
+        spacing_mm=real.spacing_mm,
+        window=real.window,
+        unit=real.unit,
+        real_sha256=real.content_hash,
+        synthetic_sha256=synthetic.content_hash,
+        seed=seed,
+    )
+    return Cohort(training, validation, held_out, generated, background if free else {}, compared), tuple(notes)
+
+
+def _check_comparable(real: PatchFolder, synthetic: PatchFolder) -> None:
+    for name, ours, theirs in (
+        ("shape", real.shape, synthetic.shape),
+        ("spacing (mm)", real.spacing_mm, synthetic.spacing_mm),
+        ("window", real.window, synthetic.window),
+        ("unit", real.unit, synthetic.unit),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"real and synthetic patches differ in {name}: {ours} and {theirs}; evaluate against the folder that the generator was trained on"
+            )
+
+
+def _patches(folder: PatchFolder, split: str, classes: Sequence[str]) -> PatchSet:
+    import numpy as np
+
+    from evaluate.cohort import PatchSet
+
+    indices = folder.select(splits=[split], classes=classes)
+    rows = [folder.rows[i] for i in indices]
+    columns = (np.array([getattr(row, name) for row in rows], dtype=str) for name in ("id", "label", "patient"))
+    return PatchSet(folder.hu(indices), *columns)
+
+
+def _extractors(cohort: Cohort, config: EvaluateConfig) -> tuple[list[Extractor], tuple[str, ...]]:
+    """Radiomics always; Inception where its weights are, or a note that they are not."""
+    from evaluate.features import inception, radiomics
+
+    compared = cohort.compared
+    found = [radiomics(compared.spacing_mm or (1.0,) * len(compared.shape), compared.window)]
+    try:
+        return [*found, inception(config.inception_weights, compared.window, config.device)], ()
+    except FileNotFoundError:
+        if config.inception_weights is not None:
+            raise  # a file that was asked for must be there
+        return found, ("No Inception weights were given or found in torch hub's cache, so there is no FID.",)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,135 @@
+"""`python -m evaluate` from folders to report, as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data.patches import Patch, PatchSpec, PatchWriter
+
+WINDOW = (-1000.0, 400.0)
+
+
+def write(path, splits, *, background=True, shape=(16, 16), spacing_mm=(0.7, 0.7), window=WINDOW, unit="HU", origin="real", seed=0):
+    """A patch folder with lesions, and lesion-free patches, of the patients in splits: split -> how many."""
+    path.mkdir()
+    rng = np.random.default_rng(seed)
+    classes = ("nodule", "background") if background else ("nodule",)
+    writer = PatchWriter(path, PatchSpec(shape, spacing_mm, window, classes, unit, "background" if background else None, origin))
+    distance = np.sqrt(sum(np.square(axis - (n - 1) / 2) for axis, n in zip(np.indices(shape), shape, strict=True)))
+    for split, patients in splits.items():
+        for p in range(patients):
+            for label in [*classes, "nodule"]:
+                hu = rng.normal(-850, 60, shape)
+                if label == "nodule":
+                    hu += 800 * (distance < rng.uniform(2, 5))
+                patch = np.clip(np.rint(hu), -1000, 400).astype(np.int16)
+                writer.add(Patch(patch, f"{split}-{p}", "s", label, split=split))
+    writer.finish()
+    return path
+
+
+COHORT = {"train": 10, "validation": 6, "test": 8}
+QUICK = ("--draws", "20", "--detector.steps", "15", "--detector.seeds", "1")
+
+
+def synthetic(path, count=20, **changes):
+    return write(path, {"synthetic": count}, background=False, origin="synthetic", seed=5, **changes)
+
+
+def test_a_report_from_two_folders(command, tmp_path):
+    real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
+    done = command("evaluate", real, generated, "--out", tmp_path / "report", *QUICK)
+    assert done.code == 0, done.err
+    assert "report.json" in done.out
+    assert "Fréchet distance (radiomics) to held-out patients" in done.out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["compared"]["training"] == {"patches": 20, "patients": 10}
+    assert report["compared"]["held_out"] == {"patches": 16, "patients": 8}
+    assert report["compared"]["synthetic"]["patches"] == 40
+    assert set(report["detector"]["arms"]) == {"real", "real+classic", "real+classic+synthetic"}
+    assert report["detector"]["threshold_from"] == "validation patients"
+    assert report["detector"]["test_lesion_free"] == 8
+    assert "frechet_inception_distance" not in report
+    for text in (done.out.replace(str(tmp_path / "report"), ""), *[f.read_text() for f in (tmp_path / "report").iterdir()]):
+        assert str(tmp_path) not in text
+
+
+def test_the_same_seed_gives_the_same_report(command, tmp_path):
+    real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
+    texts = []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        done = command(
+            "evaluate", real, generated, "--out", tmp_path / name, "--detector.run", "false", "--draws", "20", "--seed", seed, "--json"
+        )
+        assert done.code == 0, done.err
+        texts.append(done.out)
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+    assert json.loads(texts[0]) == json.loads((tmp_path / "one" / "report.json").read_text())
+
+
+def test_training_patients_only_gives_distances_and_a_warning(command, tmp_path):
+    real, generated = write(tmp_path / "real", {"train": 1}), synthetic(tmp_path / "generated")
+    done = command("evaluate", real, generated, "--out", tmp_path / "report", *QUICK)
+    assert done.code == 0, done.err
+    assert "NO held-out patients" in done.out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["compared"]["held_out"] is None
+    assert {d["reference"] for d in report["distances"]} == {"training"}
+    assert all(isinstance(d["floor"], str) for d in report["distances"])
+    assert "no held-out patients" in report["detector"]
+    assert report["memorisation"]["membership"] is None
+
+
+def test_validation_patients_stand_in_for_a_missing_test_split(command, tmp_path):
+    real, generated = write(tmp_path / "real", {"train": 8, "validation": 8}), synthetic(tmp_path / "generated")
+    done = command("evaluate", real, generated, "--out", tmp_path / "report", *QUICK)
+    assert done.code == 0, done.err
+    assert "for want of a test split" in done.out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["compared"]["held_out"]["patients"] == 8
+    assert "no validation patients" in report["detector"]["threshold_from"]
+
+
+def test_volumes_and_gray_levels_of_unknown_spacing(command, tmp_path):
+    shared = {"shape": (8, 10, 10), "spacing_mm": None, "unit": "gray"}
+    real, generated = write(tmp_path / "real", COHORT, background=False, **shared), synthetic(tmp_path / "generated", **shared)
+    done = command("evaluate", real, generated, "--out", tmp_path / "report", *QUICK)
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert "lesion-free" in report["detector"]
+    assert "read pixels" in (tmp_path / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": (12, 16)}, "shape"),
+        ({"spacing_mm": (1.0, 1.0)}, "spacing"),
+        ({"window": (-1350.0, 150.0)}, "window"),
+        ({"unit": "gray"}, "unit"),
+    ],
+)
+def test_refuses_folders_that_differ(command, tmp_path, changes, message):
+    real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated", **changes)
+    done = command("evaluate", real, generated, "--out", tmp_path / "report")
+    assert done.code == 2
+    assert f"differ in {message}" in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "report").exists()
+
+
+def test_refuses_a_set_without_lesions_missing_weights_and_a_used_folder(command, tmp_path):
+    real, generated = write(tmp_path / "real", {"test": 5}), synthetic(tmp_path / "generated")
+    done = command("evaluate", real, generated, "--out", tmp_path / "report")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "0 training lesion patches" in done.err
+    cohort = write(tmp_path / "cohort", COHORT)
+    done = command("evaluate", cohort, generated, "--out", tmp_path / "report", "--inception-weights", tmp_path / "none.pth")
+    assert done.code == 2
+    assert "no Inception weights" in done.err
+    done = command("evaluate", cohort, generated, "--out", cohort)
+    assert done.code == 2
+    assert "exists already" in done.err
+    assert not [p for p in tmp_path.iterdir() if "partial" in p.name]
