@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch load: on arrays this small, threads cost more than they bring
+
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
