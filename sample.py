@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from data.command import command_parser, progress, run_command
 
@@ -30,25 +31,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--format", type=str, default="png", help="png, nifti, dicom, with commas, or none")
     parser.add_argument("--step", type=int | None, default=None, help="checkpoint to use; default the newest")
     parser.add_argument("--average", type=bool, default=True, help="false: the last weights, not their moving average")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="where to compute")
     options = parser.parse_args(list(arguments))
 
-    from data.export import write_folder_preview
+    from data.export import PNG_OFFSET, write_folder_preview
     from data.files import new_folder
-    from data.patches import PatchSpec, PatchWriter
+    from data.patches import PatchWriter
     from gan.sampling import load_model, sample
 
     seeds = _seeds(options.seeds)
     formats = _formats(options.format)
     model = load_model(Path(options.run), options.step, average=options.average, device=options.device)
-    about = model.trained_on
-    classes = about["classes"]
-    label = classes[0] if len(classes) == 1 else "lesion"
-    spacing = about["spacing_mm"]
-    spec = PatchSpec(
-        shape=tuple(about["shape"]), spacing_mm=None if spacing is None else tuple(spacing), window=tuple(about["window"]),
-        classes=(label,), unit=about["unit"], origin="synthetic",
-    )  # fmt: skip
+    spec = _spec(options.run, model.trained_on)
+    label = spec.classes[0]
     if "dicom" in formats and spec.unit != "HU":
         raise ValueError("dicom needs HU, and this model was trained on gray levels; import its pictures with --window")
     if {"dicom", "nifti"} & set(formats) and spec.spacing_mm is None:
@@ -57,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("png holds 2-D patches only, and this model draws 3-D ones; use --format nifti,dicom")
     manifest = {
         "model_sha256": model.model_hash, "step": model.step, "average": options.average, "seeds": options.seeds, "samples": len(seeds),
-        "png_level": "HU + 2048", "privacy": "no guarantee: trained without differential privacy", "version": _version(),
+        "png_level": f"HU + {PNG_OFFSET}", "privacy": "no guarantee: trained without differential privacy", "version": _version(),
     }  # fmt: skip
     with new_folder(options.out) as folder:
         writer = PatchWriter(folder, spec)
@@ -69,6 +64,20 @@ def main(arguments: Sequence[str]) -> None:
         (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     print(f"{len(seeds)} synthetic patches in {options.out}, as {', '.join(['patch folder', *formats])}; look at {options.out}/preview.png")
     print(f"next: python -m evaluate REAL_PATCHES {options.out} --out report")
+
+
+def _spec(run, trained_on):
+    """What the synthetic patches share, from what the model was trained on. Raises ValueError when that is incomplete."""
+    from data.patches import PatchSpec
+
+    try:
+        classes, spacing, window = trained_on["classes"], trained_on["spacing_mm"], trained_on["window"]
+        return PatchSpec(
+            shape=tuple(trained_on["shape"]), spacing_mm=None if spacing is None else tuple(spacing), window=(window[0], window[1]),
+            classes=(classes[0] if len(classes) == 1 else "lesion",), unit=trained_on["unit"], origin="synthetic",
+        )  # fmt: skip
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{run}: its checkpoint does not say what it was trained on ({error!r}); it is damaged or foreign") from None
 
 
 def _write_all(folder, writer, formats, model, seeds, batches, label) -> None:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser("python train.py", DESCRIPTION)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_argument("--data", type=str | None, default=None, help="patch folder; without it the demo cohort")
-    parser.add_argument("--out", type=str, default=str(DEMO / "run"), help="run folder, new or to resume")
+    parser.add_argument("--out", type=str, default="run", help="run folder, new or to resume")
     parser.add_argument("--training", type=TrainingConfig, default=TrainingConfig())
     parser.add_argument("--networks", type=NetworkConfig, default=NetworkConfig())
     parser.add_argument(

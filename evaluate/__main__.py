@@ -59,6 +59,11 @@ def main(arguments: Sequence[str]) -> None:
     for folder in (real, synthetic):
         folder.verify()
     cohort, notes = read_cohort(real, synthetic, config.seed)
+    if config.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("device is cuda, but no GPU is visible; use cpu")
     extractors, missing = _extractors(cohort, config)
     with new_folder(options.out) as out, stages() as tell:
         report, pictures = audit(cohort, extractors, config, (*notes, *missing), tell)

@@ -1,6 +1,7 @@
 """What `python -m evaluate` can be told. Imports nothing heavy, so --help is quick."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class EvaluateConfig:
     suspects: int = 8
     show_real: bool = True
     seed: int = 0
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
         if self.samples < 10 or self.draws < 10 or self.suspects < 0 or self.seed < 0:

@@ -110,6 +110,13 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
+def device_of(wanted: str) -> torch.device:
+    """cpu, cuda, or for "auto" whichever there is. Raises ValueError when a GPU is wanted and none is visible."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but no GPU is visible; use cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def place(net: Net, device: torch.device | str, dims: int) -> Net:
     """The net on a device, its weights stored channels last, where convolutions are fastest."""
     layout = torch.channels_last if dims == 2 else torch.channels_last_3d

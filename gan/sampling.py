@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from gan.checkpoint import load_checkpoint
-from gan.networks import Generator, place
+from gan.networks import Generator, device_of, place
 from gan.training import latents, section
 
 TILE = 32
@@ -43,7 +43,7 @@ def load_model(run: Path, step: int | None = None, *, average: bool = True, devi
     except (KeyError, TypeError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:200]
         raise ValueError(f"{run}: checkpoint of step {checkpoint.step} does not fit its own configuration ({cause})") from None
-    generator = place(generator, device, len(shape)).eval().requires_grad_(False)
+    generator = place(generator, device_of(device), len(shape)).eval().requires_grad_(False)
     return Model(generator, checkpoint.step, checkpoint.model_hash, dict(checkpoint.trained_on))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gan.config import NetworkConfig, TrainingConfig
 from gan.losses import CriticTerms, critic_loss, generator_loss
-from gan.networks import Critic, Generator, place
+from gan.networks import Critic, Generator, device_of, place
 from gan.tracker import Tracker
 
 GRID_SEEDS = range(64)
@@ -49,10 +49,7 @@ class Trainer:
 
     def __init__(self, shape: Sequence[int], networks: NetworkConfig, config: TrainingConfig):
         self.config, self.step = config, 0
-        wanted = config.device
-        if wanted == "cuda" and not torch.cuda.is_available():
-            raise ValueError("training.device is cuda, but no GPU is visible; use auto or cpu")
-        self.device = torch.device("cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu")
+        self.device = device_of(config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.default_rng([config.seed, _INIT]).integers(2**63)))
             generator = Generator(shape, networks.channels, networks.latent)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
 
@@ -152,6 +154,10 @@ def test_bad_input_is_one_line_with_exit_code_2(command, patches):
     arguments = ["phantom", "--lesions", "phantom/annotations.csv", "--size", 24, "--spacing", 3, "--processes", 1]
     assert command("data", "prepare", *arguments, "--out", "larger").code == 0
     assert command("sample", "--run", "run", "--out", "synthetic", "--seeds", "0-9").code == 0
+    shutil.copytree("run", "nameless")
+    (described,) = Path("nameless/checkpoints").glob("*.json")
+    meta = json.loads(described.read_text())
+    described.write_text(json.dumps({**meta, "trained_on": {"shape": meta["trained_on"]["shape"]}}))
     for folder in ("foreign", "damaged"):
         Path(folder).mkdir()
     Path("foreign/thesis.doc").write_text("keep")
@@ -173,10 +179,17 @@ def test_bad_input_is_one_line_with_exit_code_2(command, patches):
         (("sample", "--run", "run", "--out", "new", "--format", "tiff"), "--format"),
         (("sample", "--run", "run", "--out", "synthetic"), "exists already"),
         (("sample", "--run", "run", "--out", "new", "--step", 77), "no checkpoint of step 77"),
+        (("sample", "--run", "nameless", "--out", "new"), "does not say what it was trained on"),
         (("evaluate", "larger", "synthetic", "--out", "new"), "24"),
         (("evaluate", "gone", "synthetic", "--out", "new"), "gone"),
         (("evaluate", patches, "synthetic", "--out", "foreign"), "exists already"),
     ]
+    if not torch.cuda.is_available():
+        cases += [
+            (("train", "--data", patches, "--out", "new", "--training.device", "cuda"), "no GPU is visible"),
+            (("sample", "--run", "run", "--out", "new", "--device", "cuda"), "no GPU is visible"),
+            (("evaluate", patches, "synthetic", "--out", "new", "--device", "cuda"), "no GPU is visible"),
+        ]
     for case, cause in cases:
         done = command(*case)
         assert done.code == 2, case
