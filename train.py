@@ -48,13 +48,14 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.instantiate(parser.parse_args(list(arguments)))
 
     from data.patches import PatchFolder, WindowedPatches
-    from gan.networks import halvings
+    from gan.networks import device_of, halvings
     from gan.tracker import Tracker
     from gan.training import train
 
     data = Path(options.data) if options.data else _demo_patches()
     folder = PatchFolder.open(data)
     halvings(folder.shape)
+    device_of(options.training.device)
     folder.verify()
     indices = folder.select(splits=["train"], classes=folder.lesion_classes)
     if len(indices) == 0:
