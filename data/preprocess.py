@@ -51,6 +51,7 @@ def cut(volume: Volume, center_mm: tuple[float, float, float], shape: Sequence[i
     if len(shape) == 2:
         centre[0], steps[0] = np.clip(np.rint(centre[0]), 0, volume.hu.shape[0] - 1), 1.0
     first = centre - (size - 1) / 2 * steps
+    # one voxel of margin on each side, for places that rounding moves just past the last one
     low = np.clip(np.floor(first).astype(int) - 1, 0, None)
     high = np.minimum(np.ceil(first + (size - 1) * steps).astype(int) + 2, volume.hu.shape)
     if np.any(low >= high):

@@ -194,6 +194,11 @@ def train(
         while trainer.step < config.steps and not should_stop():
             terms, loss = trainer.update(patches)
             step, last = trainer.step, trainer.step == config.steps
+            keep = last or step % config.checkpoint_every == 0
+            if (keep or step % config.log_every == 0) and not math.isfinite(terms.loss.item() + loss.item()):
+                raise ValueError(
+                    f"training diverged at step {step}: the loss is not finite; the last checkpoint is whole, start anew with a lower training.learning_rate"
+                )
             if step % config.log_every == 0 or last:
                 per_second = (step - first) / (time.monotonic() - started)
                 metrics = {
@@ -201,15 +206,11 @@ def train(
                     "penalty": terms.penalty.item(), "slope_norm": terms.slope_norm.item(),
                     "images_per_second": per_second * config.n_critic * config.batch, "eta_s": (config.steps - step) / per_second,
                 }  # fmt: skip
-                if not all(map(math.isfinite, metrics.values())):
-                    raise ValueError(
-                        f"training diverged at step {step}: {metrics}; lower training.learning_rate, then run again from the last checkpoint"
-                    )
                 track.log(step, metrics)
                 on_log(step, metrics)
             if last or (config.samples_every and step % config.samples_every == 0):
                 draw()
-            if last or step % config.checkpoint_every == 0:
+            if keep:
                 save()
                 saved = step
         if trainer.step > saved:

@@ -26,7 +26,7 @@ def edit(file: Path, **attributes) -> None:
         for keyword, value in attributes.items():
             if value is None:
                 delattr(header, keyword)
-            elif keyword == "PixelPaddingValue":
+            elif keyword.startswith("PixelPadding"):
                 header.add_new(keyword, "SS", value)
             else:
                 setattr(header, keyword, value)
@@ -96,6 +96,11 @@ def test_padding_becomes_air_never_anatomy(tmp_path):
         edit(file, PixelPaddingValue=500)
     expected = np.where(hu == 500, AIR_HU, hu)
     np.testing.assert_array_equal(read_series(only_series(tmp_path)).hu, expected)
+    for file in files:  # from the padding value to its limit (PS3.3, C.7.5.1.1.2)
+        edit(file, PixelPaddingValue=450, PixelPaddingRangeLimit=500)
+    np.testing.assert_array_equal(read_series(only_series(tmp_path)).hu, np.where((hu >= 450) & (hu <= 500), AIR_HU, hu))
+    for file in files:
+        edit(file, PixelPaddingRangeLimit=None)
     hu[:, :4] = -3024  # undeclared
     for k, file in enumerate(files):
         edit(file, PixelData=hu[k].tobytes(), PixelPaddingValue=None)
@@ -132,6 +137,7 @@ REFUSED = {
     "missing slice": (lambda f: f.unlink(), "missing"),
     "two images at one position": (lambda f: edit(f, ImagePositionPatient=["-30", "-40", "100"]), "same ImagePositionPatient"),
     "sideways shift": (lambda f: edit(f, ImagePositionPatient=["-30", "-37", "107.5"]), "ImagePositionPatient"),
+    "a slice out of place": (lambda f: edit(f, ImagePositionPatient=["-30", "-40", "107.2"]), "ImagePositionPatient"),
     "no position": (lambda f: edit(f, ImagePositionPatient=None), "ImagePositionPatient is absent"),
     "position not finite": (lambda f: edit(f, ImagePositionPatient=["-30", "-40", "NaN"]), "ImagePositionPatient"),
     "other spacing": (lambda f: edit(f, PixelSpacing=["0.9", "0.9"]), "PixelSpacing"),

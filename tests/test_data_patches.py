@@ -58,6 +58,8 @@ def test_splits_are_whole_patients_in_the_asked_shares(patients, seed):
     splits = split_by_patient(sorted(patients), seed, validation=0.2, test=0.3)
     assert splits == split_by_patient(sorted(patients, reverse=True), seed, validation=0.2, test=0.3)
     assert set(splits) == patients
+    if len(patients) > 20:
+        assert len({tuple(split_by_patient(patients, other).items()) for other in range(4)}) > 1
     counts = {s: list(splits.values()).count(s) for s in ("train", "validation", "test")}
     assert counts["train"] >= 1
     if len(patients) >= 3:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import affine_of
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data.preprocess import check_window, cut, from_unit, lung_mask, to_unit
@@ -36,6 +36,7 @@ def linear_volume() -> Volume:
 
 
 @given(st.tuples(st.floats(-4, 4), st.floats(-4, 4), st.floats(-6, 8)), st.floats(0.3, 0.8))
+@example((0.0, 1 / 3, 0.0), 1 / 3)
 def test_axial_patch_has_the_right_hu_at_the_right_place(centre, spacing):
     patch = cut(linear_volume(), centre, (8, 8), spacing)
     z = np.rint((centre[2] + 10) / 2) * 2 - 10  # the nearest slice
@@ -77,6 +78,13 @@ def test_lung_mask_is_the_lungs_with_vessels_and_wall_lesions():
     assert 2 * (found & lungs).sum() / (found.sum() + lungs.sum()) > 0.97
     assert found[5, 59, 41]
     assert found[4, 60, 20]
+
+
+def test_a_pocket_of_air_is_no_lung():
+    volume, lungs = thorax()
+    volume.hu[2:6, 20:30, 75:85] = -900  # 8 ml, as in the oesophagus or the stomach
+    assert not lung_mask(volume)[:, 20:30, 75:85].any()
+    assert lung_mask(volume)[:, 60, 45].all()
 
 
 def test_no_lung_is_an_error():

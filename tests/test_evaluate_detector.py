@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from evaluate.detector import ARMS, CLASSIC, REAL, SYNTHETIC, DetectorSet, augment_classic, run_detector, scores_of
-from evaluate.scores import summarise
+from evaluate.scores import choose_threshold, summarise
 
 WINDOW = (-1000.0, 400.0)
 
@@ -36,6 +36,19 @@ def test_learns_an_obvious_lesion_in_every_arm():
 
 def test_learns_an_obvious_lesion_in_three_dimensions():
     assert aurocs(visible=True, shape=(8, 10, 10), arms=(CLASSIC,))[CLASSIC] > 0.95
+
+
+def test_the_threshold_comes_from_validation_patients_alone():
+    train, validation, test = (some_set(s, 8) for s in (1, 2, 3))
+    options = {"steps": 20, "seeds": 1, "arms": (CLASSIC,), "batch": 16}
+    (run,) = run_detector(train, validation, test, train.hu[:4], WINDOW, **options)
+    other = some_set(9, 8, visible=False)
+    (again,) = run_detector(train, validation, other, train.hu[:4], WINDOW, **options)
+    assert run.threshold == again.threshold
+    assert (run.scores != again.scores).any()
+    (scored,) = run_detector(train, None, validation, train.hu[:4], WINDOW, **options)
+    assert run.threshold == choose_threshold(scored.scores, validation.lesion)
+    assert (run.threshold_from, scored.threshold) == ("validation patients", 0.0)
 
 
 def test_meaningless_labels_give_a_coin_toss():

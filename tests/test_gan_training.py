@@ -215,9 +215,36 @@ def test_write_atomically_replaces_whole_files(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_divergence_is_named(tmp_path):
-    with pytest.raises(ValueError, match="diverged at step"):
-        run_training(tmp_path / "run", 40, learning_rate=1e30)
+def test_divergence_is_named_before_it_is_saved(tmp_path):
+    run_training(tmp_path / "run", 3)
+    with pytest.raises(ValueError, match="diverged at step 6"):
+        run_training(tmp_path / "run", 40, learning_rate=1e30, log_every=50)
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert checkpoint.step == 3
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.tensors.values())
+
+
+def test_every_step_sees_fresh_patches_and_fresh_latents():
+    chosen, drawn = [], []
+
+    class Seen(Discs):
+        def __getitem__(self, positions):
+            chosen.append(tuple(positions.tolist()))
+            return super().__getitem__(positions)
+
+    trainer = Trainer((16, 16), NETWORKS, TrainingConfig(**QUICK))
+    trainer.generator.register_forward_pre_hook(lambda net, inputs: drawn.append(tuple(inputs[0][0].tolist())))
+    for _ in range(3):
+        trainer.update(Seen())
+    assert len(chosen) == len(set(chosen)) == 3 * 2
+    assert len(drawn) == len(set(drawn)) == 3 * (2 + 1)
+
+
+def test_weights_start_as_dcgan_has_them():
+    trainer = Trainer((32, 32), NetworkConfig(channels=16, latent=32), TrainingConfig(**QUICK))
+    for name, weight in trainer.generator.named_parameters():
+        if weight.ndim > 1:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.1), name
 
 
 def test_checkpoint_of_other_networks_is_refused(tmp_path):
