@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from data.command import command_parser, progress, run_command
+
+MOST_SEEDS = 10_000_000
 
 DESCRIPTION = """Draw synthetic lesion patches from a trained run: one patch a seed.
 Sample k depends on the model and seed k only, so a seed can be drawn again at any time.
@@ -108,14 +111,12 @@ def _write_all(folder, writer, formats, model, seeds, batches, label) -> None:
 
 def _seeds(text: str) -> list[int]:
     """ "0-3,7" -> [0, 1, 2, 3, 7]. Raises ValueError for anything else, doubles included."""
-    seeds: list[int] = []
-    try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last if dash else first) + 1)
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) < len(seeds):
+    parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.split(",")]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    if sum(max(one.stop - one.start, 0) for one in ranges) > MOST_SEEDS:
+        raise ValueError(f"--seeds {text}: at most {MOST_SEEDS} at a time")
+    seeds = [seed for one in ranges for seed in one]
+    if None in parts or not all(ranges) or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {text!r}: want whole numbers and ranges, each seed once, such as 0-255 or 7,19,100-120")
     return seeds
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from data.command import command_parser, run_command
+from data.command import command_parser, parse, run_command
 from gan.config import NetworkConfig, TrainingConfig
 
 STOPPED = 75
@@ -40,12 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_argument("--data", type=str | None, default=None, help="patch folder; without it the demo cohort")
     parser.add_argument("--out", type=str, default="run", help="run folder, new or to resume")
-    parser.add_argument("--training", type=TrainingConfig, default=TrainingConfig())
-    parser.add_argument("--networks", type=NetworkConfig, default=NetworkConfig())
+    parser.add_class_arguments(TrainingConfig, "training")
+    parser.add_class_arguments(NetworkConfig, "networks")
     parser.add_argument(
         "--wandb", type=Literal["off", "offline", "online"], default="off", help="online is the only one that uses the network"
     )
-    options = parser.instantiate(parser.parse_args(list(arguments)))
+    options = parse(parser, arguments)
 
     from data.patches import PatchFolder, WindowedPatches
     from gan.networks import device_of, halvings
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"stopped at step {reached} of {steps}, saved; the same command resumes")
         return STOPPED
     _write_model_card(run, options, trained_on)
-    print(f"all {steps} steps done; samples in {run / 'samples'}")
+    print(f"all {reached} steps done; samples in {run / 'samples'}")
     print(f"next: python sample.py --run {run} --out synthetic --seeds 0-255 --format png,nifti,dicom")
     return 0
 

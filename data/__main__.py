@@ -118,8 +118,8 @@ def _phantom(options) -> None:
     from data.files import new_folder
     from data.phantom import write_cohort
 
-    if options.patients < 1 or options.matrix < 64 or options.slice_mm <= 0 or options.lesions < 1:
-        raise ValueError("want --patients >= 1, --lesions >= 1, --matrix >= 64 and --slice-mm > 0")
+    if options.patients < 1 or options.lesions < 1 or options.seed < 0 or options.matrix < 64 or not 0.5 <= options.slice_mm <= 20:
+        raise ValueError("want --patients >= 1, --lesions >= 1, --seed >= 0, --matrix >= 64 and --slice-mm from 0.5 to 20")
     with new_folder(options.out) as folder:
         patients = write_cohort(
             folder, options.seed, options.patients, lesions=options.lesions, matrix=options.matrix,
@@ -186,6 +186,8 @@ def _import(options) -> None:
     from data.files import new_folder
     from data.pictures import ImportConfig, import_pictures
 
+    if (options.size and options.size < 8) or (options.spacing is not None and options.spacing <= 0):
+        raise ValueError("want --size >= 8, or 0 to keep the pictures', and --spacing > 0")
     config = ImportConfig(
         window=None if options.window is None else _window(options.window), size=options.size or None, spacing_mm=options.spacing,
         classes=None if options.classes is None else tuple(name.strip() for name in options.classes.split(",")),

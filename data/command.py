@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
 from rich.console import Console
 from rich.progress import track
 
 T = TypeVar("T")
+_yaml = get_loader("yaml")
 
 TERMINATED = 143
 BAD_INPUT = 2
@@ -24,6 +26,28 @@ BAD_INPUT = 2
 def command_parser(prog: str, description: str) -> ArgumentParser:
     """A parser that shows defaults, reads --config FILE.yaml, and refuses unknown keys and wrong types."""
     return ArgumentParser(prog=prog, description=description, formatter_class=LineKeepingFormatter, exit_on_error=False)
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """The options, with each section as its dataclass. Raises ValueError for a section that is none."""
+    set_loader("yaml", _settings_only, exceptions=(yaml.YAMLError,))
+    try:
+        return parser.instantiate(parser.parse_args(list(arguments)))
+    except TypeError:
+        raise ValueError("a section of the configuration is not a table of settings; --print_config shows how one looks") from None
+
+
+def _settings_only(text: str) -> object:
+    """YAML as jsonargparse reads it, but without `class_path`, for which it would import and run the named module."""
+    value = _yaml(text)
+    sections = [value]
+    while sections:
+        section = sections.pop()
+        if isinstance(section, dict):
+            if "class_path" in section:
+                raise ValueError("class_path in a configuration: settings are plain values here, code is never loaded")
+            sections += section.values()
+    return value
 
 
 class LineKeepingFormatter(DefaultHelpFormatter):
@@ -57,6 +81,11 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         code = BAD_INPUT
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        code = BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "memory" in str(error)):  # torch tells of memory in a RuntimeError
+            raise
+        print(f"error: not enough memory ({one_line(error)}); use fewer or smaller patches, or a smaller batch", file=sys.stderr)
         code = BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted: nothing was left half-written", file=sys.stderr)

@@ -18,6 +18,16 @@ def read_annotations(path: str | Path) -> dict[str, list[Lesion]]:
 
     Without one every lesion is of class "lesion". Raises ValueError naming the line of a malformed row.
     """
+    try:
+        lesions = _read_luna16(Path(path))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from None
+    if not lesions:
+        raise ValueError(f"{path}: no lesion in it")
+    return lesions
+
+
+def _read_luna16(path: Path) -> dict[str, list[Lesion]]:
     lesions: dict[str, list[Lesion]] = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
@@ -32,9 +42,9 @@ def read_annotations(path: str | Path) -> dict[str, list[Lesion]]:
                 raise ValueError(f"{path}: line {line}: {error}") from None
             if not all(map(math.isfinite, (x, y, z))) or not 0 < diameter < 500:
                 raise ValueError(f"{path}: line {line}: centre {x:g}, {y:g}, {z:g}, diameter {diameter:g} mm")
+            if not row["seriesuid"]:
+                raise ValueError(f"{path}: line {line}: no seriesuid")
             lesions.setdefault(row["seriesuid"].strip(), []).append(Lesion((x, y, z), diameter, label))
-    if not lesions:
-        raise ValueError(f"{path}: no lesion in it")
     return lesions
 
 

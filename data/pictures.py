@@ -6,6 +6,7 @@ stated; otherwise the levels are kept as they are (16-bit ones minus 32768, to f
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +67,8 @@ def import_pictures(
         raise FileNotFoundError(f"{source}: no such file or folder")
     pictures = _from_tree(source, config) if source.is_dir() else _from_npz(source, config)
     labels = list(config.classes or sorted({p.label for p in pictures}))
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"classes {', '.join(labels)}: one name is there twice")
     if config.background is not None and config.background not in labels:
         raise ValueError(f"--background {config.background!r} is not one of the classes {', '.join(labels)}")
     first = pictures[0].gray()
@@ -116,9 +119,9 @@ def _values(gray: np.ndarray, window: Window | None, shape: tuple[int, ...]) -> 
 
 def _from_npz(source: Path, config: ImportConfig) -> list[Picture]:
     try:
-        with np.load(source, allow_pickle=False) as file:
+        with open(source, "rb") as content, np.lib.npyio.NpzFile(content, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (ValueError, BadZipFile, EOFError, AttributeError) as error:
+    except (ValueError, BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{source}: not an npz file of plain arrays ({error})") from None
     pictures: list[Picture] = []
     owner: dict[str, str] = {}
@@ -170,6 +173,8 @@ def _read_gray(file: Path) -> np.ndarray:
             if image.mode not in ("L", "I;16", "I;16B", "I"):
                 raise ValueError(f"{file}: mode {image.mode}, want 8- or 16-bit gray")
             values = np.asarray(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file}: not a whole picture ({error})") from None
+    if values.dtype != np.uint8 and (values.min() < 0 or values.max() > 65535):
+        raise ValueError(f"{file}: gray levels {values.min()} to {values.max()}, want 8 or 16 bits")
     return values if values.dtype == np.uint8 else values.astype(np.uint16)

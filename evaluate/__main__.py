@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from data.command import command_parser, run_command, stages
+from data.command import command_parser, parse, run_command, stages
 from evaluate.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_class_arguments(EvaluateConfig, as_group=False, skip={"inception_weights"})
     parser.add_argument("--config", action="config", help="YAML file with these options")
-    options = parser.instantiate(parser.parse_args(list(arguments)))
+    options = parse(parser, arguments)
     config = EvaluateConfig(**{field.name: options[field.name] for field in fields(EvaluateConfig)})
 
     from data.files import new_folder

@@ -18,6 +18,11 @@ class NetworkConfig:
     channels: int = 32
     latent: int = 128
 
+    def __post_init__(self) -> None:
+        """Raises ValueError when a network would be empty."""
+        if self.channels < 1 or self.latent < 1:
+            raise ValueError(f"want networks.channels and networks.latent of 1 or more, got {self.channels} and {self.latent}")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:

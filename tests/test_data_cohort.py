@@ -3,9 +3,11 @@
 import csv
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -170,6 +172,16 @@ def test_class_folders_of_png_and_jpeg_by_patient(command, tmp_path):
         assert (folder.hu([n]) == (400 if row.label == "solid" else -1000)).all()
 
 
+def png_header(width, height):
+    """A PNG that promises a picture of this size and holds nothing."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
 def bad_npz(**arrays):
     base = {"train_images": np.zeros((4, 8, 8), np.uint8), "train_labels": np.zeros(4, int)}
     return {**base, **arrays}
@@ -183,6 +195,7 @@ def bad_npz(**arrays):
         (bad_npz(train_labels=np.zeros(3, int)), "do not fit"),
         (bad_npz(train_groups=np.arange(4), test_images=np.zeros((1, 8, 8), np.uint8), test_labels=[0], test_groups=[2]), "both"),
         ({"pictures": np.zeros(3)}, "no train_images"),
+        (bad_npz(train_labels=np.array(list("abcd"))), "whole numbers"),
         (bad_npz(train_labels=np.array([{}] * 4, dtype=object)), "plain arrays"),
     ],
 )
@@ -202,6 +215,13 @@ def test_bad_input_is_one_line_with_exit_code_2(command, tmp_path):
     (tmp_path / "broken.csv").write_text(HEAD + f"{uid},1,2,three,4,solid\n")
     (tmp_path / "columns.csv").write_text("a,b\n1,2\n")
     (tmp_path / "ras.csv").write_text(HEAD + lesion_row(uid, x=900, y=-900))
+    (tmp_path / "short.csv").write_text("coordX,coordY,coordZ,diameter_mm,seriesuid\n1,2,3,4\n")
+    (tmp_path / "long.csv").write_text(HEAD + "9" * 200_000 + ",1,2,3,4,solid\n")
+    (tmp_path / "latin.csv").write_bytes((HEAD + "1,1,2,3,4,häm\n").encode("latin-1"))
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "huge").mkdir()
+    (tmp_path / "huge" / "class").mkdir()
+    (tmp_path / "huge" / "class" / "bomb.png").write_bytes(png_header(20_000, 20_000))
     (tmp_path / "formula.csv").write_text(HEAD + f"{uid},1,2,3,4,=cmd|x\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
@@ -219,6 +239,14 @@ def test_bad_input_is_one_line_with_exit_code_2(command, tmp_path):
         ((*prepare, "--lesions", "columns.csv", "--out", "o"), "no column"),
         ((*prepare, "--lesions", "ras.csv", "--out", "o"), "LPS"),
         ((*prepare, "--lesions", "formula.csv", "--out", "o"), "class name"),
+        ((*prepare, "--lesions", "short.csv", "--out", "o"), "short.csv: line 2"),
+        ((*prepare, "--lesions", "long.csv", "--out", "o"), "long.csv"),
+        ((*prepare, "--lesions", "latin.csv", "--out", "o"), "latin.csv: not a CSV file in UTF-8"),
+        (("data", "import", "one.npy", "--out", "o"), "one.npy"),
+        (("data", "import", "huge", "--out", "o"), "bomb.png"),
+        (("data", "import", "one.npy", "--out", "o", "--size", -3), "--size"),
+        (("data", "phantom", "--out", "o", "--slice-mm", 1000), "--slice-mm"),
+        (("data", "phantom", "--out", "o", "--seed", -1), "--seed"),
         ((*prepare, "--lesions", "list.csv", "--out", "full"), "exists already"),
         ((*prepare, "--lesions", "list.csv", "--out", "o", "--window", "400,-1000"), "window"),
         (("data", "convert", "gone", "x.nii.gz"), "gone"),

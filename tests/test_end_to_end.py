@@ -177,6 +177,8 @@ def test_bad_input_is_one_line_with_exit_code_2(command, patches):
         (("sample", "--run", "run", "--out", "new", "--seeds", "5-"), "--seeds"),
         (("sample", "--run", "run", "--out", "new", "--seeds", "1,1"), "each seed once"),
         (("sample", "--run", "run", "--out", "new", "--format", "tiff"), "--format"),
+        (("sample", "--run", "run", "--out", "new", "--seeds", "0-99999999999"), "at most"),
+        (("train", "--data", patches, "--out", "new", "--networks.channels", 0), "networks.channels"),
         (("sample", "--run", "run", "--out", "synthetic"), "exists already"),
         (("sample", "--run", "run", "--out", "new", "--step", 77), "no checkpoint of step 77"),
         (("sample", "--run", "nameless", "--out", "new"), "does not say what it was trained on"),
@@ -205,9 +207,25 @@ def test_a_config_file_with_an_unknown_key_is_refused(command, patches):
     done = command("train", "--config", "c.yaml", "--data", patches, "--out", "new")
     assert done.code == 2
     assert "stepz" in done.err
+    Path("c.yaml").write_text("training: 3\n")
+    done = command("train", "--config", "c.yaml", "--data", patches, "--out", "new")
+    assert (done.code, "not a table of settings" in done.err) == (2, True)
     Path("c.yaml").write_text("training:\n  steps: 2\n")
     assert command("train", "--config", "c.yaml", "--data", patches, "--out", "new", *SMALL).code == 0
     assert load_checkpoint(Path("new")).step == 2
+
+
+def test_a_config_file_never_runs_code(command, patches, monkeypatch):
+    Path("evil.py").write_text("open('ran', 'w')\nclass X: pass\n")
+    monkeypatch.syspath_prepend(Path.cwd())
+    Path("c.yaml").write_text("training:\n  class_path: evil.X\n")
+    Path("d.yaml").write_text("detector:\n  class_path: evil.X\n")
+    Path("e.yaml").write_text("!!python/object/apply:os.mkdir [ran]\n")
+    for name in ("c", "e"):
+        assert command("train", "--config", f"{name}.yaml", "--data", patches, "--out", "new").code == 2
+    assert command("evaluate", patches, patches, "--config", "d.yaml", "--out", "new").code == 2
+    assert not Path("ran").exists()
+    assert not Path("new").exists()
 
 
 def test_three_dimensions_take_the_same_way(command, patches):
