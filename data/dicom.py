@@ -35,6 +35,13 @@ _HEADER = [
 ]  # fmt: skip
 
 
+_SINGLE = {
+    "Modality", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns", "SamplesPerPixel",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "RescaleType",
+    "PixelPaddingValue", "PixelPaddingRangeLimit",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Series:
     """The CT slices of one series, found but not yet read."""
@@ -99,7 +106,7 @@ def read_series(series: Series) -> Volume:
         along = round(float(position @ normal), 3)
         if along in placed:
             other_file, other = placed[along]
-            if header.SOPInstanceUID == other.SOPInstanceUID:
+            if header.get("SOPInstanceUID") and header.get("SOPInstanceUID") == other.get("SOPInstanceUID"):
                 continue
             raise ValueError(f"{file}: lies at the same ImagePositionPatient as {other_file.name}; two scans in one series?")
         placed[along] = (file, header)
@@ -121,7 +128,11 @@ def _read(file: Path, *, pixels: bool) -> FileDataset:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tags: list = [*_HEADER, *(["PixelData"] if pixels else [])]
-            return pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=tags)
+            header = pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=tags)
+            for element in header:  # values are decoded when first read: now, so that damage shows here
+                if element.keyword in _SINGLE and element.VM > 1:
+                    raise ValueError(f"{element.keyword} has {element.VM} values")
+            return header
     except InvalidDicomError:
         raise ValueError(f"{file}: not a DICOM file") from None
     except OSError:
@@ -217,6 +228,10 @@ def _hu(file: Path, header: FileDataset) -> np.ndarray:
         raise ValueError(f"{file}: PixelData cannot be decoded ({' '.join(str(error).split())[:200]})") from None
     if stored.shape != (header.Rows, header.Columns):
         raise ValueError(f"{file}: PixelData has shape {stored.shape}, not one slice of {header.Rows} x {header.Columns}")
+    if int(header.BitsAllocated) > 16:
+        raise ValueError(f"{file}: BitsAllocated is {header.BitsAllocated}, want 8 or 16")
+    if int(header.get("HighBit", header.BitsStored - 1)) != int(header.BitsStored) - 1:
+        raise ValueError(f"{file}: HighBit is {header.HighBit}, not one less than BitsStored {header.BitsStored} (PS3.5, 8.1.1)")
     stored = _stored_bits(stored.astype(np.int32), header)
     hu = stored * slope + intercept
     hu[_padding(stored, header) | (hu < PADDING_HU)] = AIR_HU
@@ -224,7 +239,7 @@ def _hu(file: Path, header: FileDataset) -> np.ndarray:
 
 
 def _stored_bits(pixels: np.ndarray, header: FileDataset) -> np.ndarray:
-    """The BitsStored lowest bits, sign-extended where signed: higher bits may hold overlays (PS3.5, 8.1.1)."""
+    """The BitsStored lowest bits, sign-extended where signed: bits above may hold overlays (PS3.5, 8.1.1)."""
     bits = int(header.BitsStored)
     values = pixels & ((1 << bits) - 1)
     return np.where(values >= 1 << (bits - 1), values - (1 << bits), values) if header.PixelRepresentation else values

@@ -1,5 +1,6 @@
 """Reading DICOM series: HU and geometry equal the truth, or one line names the file and the cause."""
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -147,6 +148,8 @@ REFUSED = {
     "no slope": (lambda f: edit(f, RescaleSlope=None), "RescaleSlope is absent"),
     "slope 0": (lambda f: edit(f, RescaleSlope="0"), "RescaleSlope is 0"),
     "not HU": (lambda f: edit(f, RescaleType="US"), "RescaleType"),
+    "pixels in the upper bits": (lambda f: edit(f, BitsStored=12, HighBit=15), "HighBit is 15"),
+    "two slopes": (lambda f: edit(f, RescaleSlope=["1", "2"]), "a slice is missing"),
     "pixels cut off": (truncated, "PixelData"),
 }
 
@@ -160,6 +163,41 @@ def test_one_bad_slice_refuses_the_series_naming_file_and_cause(tmp_path, case):
         read_series(only_series(tmp_path))
     assert any(str(f) in str(error.value) or f.name in str(error.value) for f in files[2:5] + files[:1])
     assert "\n" not in str(error.value)
+
+
+def test_a_doubled_slice_without_instance_uid_is_refused(tmp_path):
+    files = dicom_series(tmp_path)
+    (tmp_path / "copy.dcm").write_bytes(files[2].read_bytes())
+    for file in (files[2], tmp_path / "copy.dcm"):
+        edit(file, SOPInstanceUID=None)
+    with pytest.raises(ValueError, match="same ImagePositionPatient"):
+        read_series(only_series(tmp_path))
+
+
+def test_32_bit_pixels_are_refused(tmp_path):
+    files = dicom_series(tmp_path)
+    for file in files:
+        header = pydicom.dcmread(file)
+        header.PixelData = header.pixel_array.astype(np.int32).tobytes()
+        header.BitsAllocated, header.BitsStored, header.HighBit = 32, 32, 31
+        header.save_as(file)
+    with pytest.raises(ValueError, match="BitsAllocated is 32"):
+        read_series(only_series(tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_flipped_bytes_never_crash(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    files = dicom_series(tmp_path, noise_volume((3, 8, 8)))
+    whole = files[1].read_bytes()
+    for _ in range(60):
+        content = bytearray(whole)
+        for place in rng.integers(132, len(whole) - 128, 2):
+            content[place] = rng.integers(256)
+        files[1].write_bytes(content)
+        with contextlib.suppress(ValueError):  # anything else fails the test
+            series, _ = find_series(files)
+            read_series(series[0])
 
 
 def test_gantry_tilt_is_refused(tmp_path):
