@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +46,12 @@ def _data_file(path: Path) -> str:
     end = 0
     for line in head.split(b"\n"):
         end += len(line) + 1
-        key, _, value = line.decode("latin-1").partition("=")
-        fields[key.strip()] = value.strip()
-        if key.strip() == "ElementDataFile":
+        # The library behind us takes more for a separator than "=": a line it could read otherwise is refused.
+        pair = re.fullmatch(r"([^=:\s]+) *= *([^\r\n]*?)\s*", line.decode("latin-1"))
+        if pair is None:
+            raise ValueError(f"{path}: a line of its header is not `key = value`")
+        fields[pair[1]] = pair[2]
+        if pair[1] == "ElementDataFile":
             break
     else:
         raise ValueError(f"{path}: no ElementDataFile in its header, so not MetaImage")
@@ -54,7 +59,10 @@ def _data_file(path: Path) -> str:
     name = fields["ElementDataFile"]
     if fields.get("CompressedData", "False").lower() != "true" and fields.get("ElementType") in sizes:
         pixels = path.stat().st_size - end if name == "LOCAL" else _size(path.parent / name)
-        wanted = int(np.prod([int(n) for n in fields.get("DimSize", "0").split()])) * sizes[fields["ElementType"]]
+        size = fields.get("DimSize", "")
+        if not re.fullmatch(r"\d+( +\d+)*", size):
+            raise ValueError(f"{path}: DimSize is {size!r}")
+        wanted = math.prod(map(int, size.split())) * sizes[fields["ElementType"]]
         if pixels < wanted:
             raise ValueError(f"{path}: DimSize asks for {wanted} bytes of pixels, there are {pixels}")
     return name

@@ -1,6 +1,8 @@
 """NIfTI and MetaImage: geometry equals nibabel's and SimpleITK's, odd files are refused by name."""
 
+import contextlib
 import gzip
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -105,14 +107,36 @@ def test_metaimage_may_not_read_outside_its_folder(tmp_path):
     inner = tmp_path / "inner"
     inner.mkdir()
     header = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\nElementSpacing = 1 1 1\nElementDataFile = {}\n"
-    for name in ("../secret.raw", str(tmp_path / "secret.raw"), "gone.raw", "LIST"):
-        (inner / "a.mhd").write_text(header.format(name))
+    outside = str(tmp_path / "secret.raw")
+    hidden = [f"ElementDataFile : {outside}", f"ElementDataFile:{outside}", f"Comment = x\rElementDataFile = {outside}\rA = b"]
+    for name in ("../secret.raw", outside, "gone.raw", "LIST"):
+        hidden.append(f"ElementDataFile = {name}")
+    for line in hidden:
+        text = header.replace("ElementDataFile = {}\n", f"{line}\nElementDataFile = LOCAL\n")
+        (inner / "a.mhd").write_bytes(text.encode() + bytes(1024))
         with pytest.raises(ValueError, match=r"a\.mhd"):
             read_metaimage(inner / "a.mhd")
+    (inner / "a.mhd").write_text(header.replace("8 8 8", "8 x 8").format("LOCAL"))
+    with pytest.raises(ValueError, match="DimSize is '8 x 8'"):
+        read_metaimage(inner / "a.mhd")
     (inner / "short.raw").write_bytes(bytes(100))
     (inner / "a.mhd").write_text(header.format("short.raw"))
     with pytest.raises(ValueError, match="1024 bytes of pixels, there are 100"):
         read_metaimage(inner / "a.mhd")
+
+
+def test_flipped_bytes_in_a_header_never_crash(tmp_path):
+    whole = bytearray(save(tmp_path / "a.nii", noise_volume((3, 5, 4)).T).read_bytes())
+    rng = np.random.default_rng(0)
+    for n in range(200):
+        content = bytearray(whole)
+        for place in rng.integers(0, 352, 2):
+            content[place] = rng.integers(256)
+        path = tmp_path / f"{n}.nii"  # a new name each time: an uncompressed file stays mapped while it is read
+        path.write_bytes(content)
+        with contextlib.suppress(ValueError), warnings.catch_warnings():  # anything else fails the test
+            warnings.simplefilter("ignore", RuntimeWarning)  # scale factors of 1e38
+            read_nifti(path)
 
 
 def test_real_volumes(real_data):
