@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ In the output: a patch folder (dataset.json, patches.csv, shards) that `python -
 sampling.json (model hash and settings), and a folder for each format:
   png    16-bit gray, level = HU + 2048       nifti  with spacing       dicom  CT images marked as synthetic
 
-Exit codes: 0 done, 2 bad input."""
+Exit codes: 0 done, 2 bad input, 130 or 143 interrupted, nothing left behind."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,7 +45,10 @@ def main(arguments: Sequence[str]) -> None:
 
     seeds = _seeds(options.seeds)
     formats = _formats(options.format)
-    model = load_model(Path(options.run), options.step, average=options.average, device=options.device)
+    model = load_model(
+        Path(options.run), options.step, average=options.average, device=options.device,
+        warn=lambda line: print(f"warning: {line}", file=sys.stderr),
+    )  # fmt: skip
     spec = _spec(options.run, model.trained_on)
     label = spec.classes[0]
     if "dicom" in formats and spec.unit != "HU":

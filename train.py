@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,7 @@ Exit codes: 0 all steps done, 2 bad input, 75 stopped by Ctrl-C or SIGTERM and s
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the command line, composes patches, networks and run folder, trains."""
+    stop = _StopOnSignal()
     parser = command_parser("python train.py", DESCRIPTION)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_argument("--data", type=str | None, default=None, help="patch folder; without it the demo cohort")
@@ -74,21 +76,21 @@ def main(arguments: Sequence[str]) -> int:
         f"{len(indices)} lesion patches of {patients} training patients, {' x '.join(map(str, folder.shape))}; run folder {run}", flush=True
     )
 
-    stop = _StopOnSignal()
     reached = train(
         WindowedPatches(folder, indices), folder.shape, options.networks, options.training, run, trained_on,
         tracker=lambda step: Tracker(run, step, {**config, "trained_on": trained_on}, options.wandb),
         on_samples=lambda step, x: _write_grid(run, step, x, folder.window),
         on_log=lambda step, metrics: print(_progress(step, steps, metrics), flush=True),
         should_stop=lambda: stop.asked,
-        warn=lambda line: print(f"warning: {line}", flush=True),
+        warn=lambda line: print(f"warning: {line}", file=sys.stderr),
     )  # fmt: skip
     if reached < steps:
         print(f"stopped at step {reached} of {steps}, saved; the same command resumes")
         return STOPPED
     _write_model_card(run, options, trained_on)
     print(f"all {reached} steps done; samples in {run / 'samples'}")
-    print(f"next: python sample.py --run {run} --out synthetic --seeds 0-255 --format png,nifti,dicom")
+    formats = "png,nifti,dicom" if len(folder.shape) == 2 else "nifti,dicom"
+    print(f"next: python sample.py --run {run} --out synthetic --seeds 0-255 --format {formats}")
     return 0
 
 

@@ -21,7 +21,7 @@ A worked example, from nothing to patches:
   python -m data phantom --out phantom --patients 8 --seed 0
   python -m data prepare phantom --lesions phantom/annotations.csv --out patches --size 32 --spacing 1.25
 
-Exit codes: 0 done, 2 bad input (one line says which file and why)."""
+Exit codes: 0 done, 2 bad input (one line says which file and why), 130 or 143 interrupted, nothing left behind."""
 
 PHANTOM = """Write a cohort of procedural chest CTs: one DICOM series a patient, and annotations.csv in
 LUNA16's format with the lesions' true centres, diameters and classes (solid, ground_glass, cystic).

@@ -33,8 +33,11 @@ def _read_luna16(path: Path) -> dict[str, list[Lesion]]:
         table = csv.DictReader(file)
         missing = [c for c in LUNA16_COLUMNS if c not in (table.fieldnames or ())]
         if missing:
-            raise ValueError(f"{path}: no column {', '.join(missing)}; want {','.join(LUNA16_COLUMNS)}[,class]")
+            hint = " separated by commas" if ";" in "".join(table.fieldnames or ()) else ""
+            raise ValueError(f"{path}: no column {', '.join(missing)}; want {','.join(LUNA16_COLUMNS)}[,class]{hint}")
         for line, row in enumerate(table, 2):
+            if None in row or None in row.values():
+                raise ValueError(f"{path}: line {line}: has not the {len(table.fieldnames or ())} cells that the first line names")
             try:
                 x, y, z, diameter = (float(row[c]) for c in LUNA16_COLUMNS[1:])
                 label = check_label((row.get("class") or DEFAULT_CLASS).strip())

@@ -23,17 +23,22 @@ def read_nifti(path: Path) -> Volume:
         if not isinstance(image, nib.Nifti1Pair):
             raise ValueError(f"{path}: {type(image).__name__}, not NIfTI")
         values = np.asarray(image.dataobj)
+        scale = _MM[image.header.get_xyzt_units()[0]]
+        sform, sform_code = image.get_sform(coded=True)
+        qform, qform_code = image.get_qform(coded=True)
     except FileNotFoundError:
         raise
     except Exception as error:  # nibabel raises many kinds on damaged files
         raise ValueError(f"{path}: not a whole NIfTI file ({' '.join(str(error).split())})") from None
-    if int(image.header["sform_code"]) == 0 and int(image.header["qform_code"]) == 0:
+    if not sform_code and not qform_code:
         raise ValueError(f"{path}: neither sform nor qform is set, so its orientation is unknown")
+    corners = np.array([[0, 0, 0, 1], [*values.shape[:3], 1]], dtype=float) if values.ndim >= 3 else np.zeros((2, 4))
+    if sform_code and qform_code and np.abs(corners @ (sform - qform).T).max() * scale > 1:
+        raise ValueError(f"{path}: sform and qform place its corners more than 1 mm apart; one of them is wrong")
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != 3:
         raise ValueError(f"{path}: shape {values.shape}, want three dimensions")
-    scale = _MM[image.header.get_xyzt_units()[0]]
     to_lps = _RAS @ np.diag([scale, scale, scale, 1.0]) @ image.affine
     affine = to_lps[:, [2, 1, 0, 3]]  # our index order is k, j, i
     return Volume(as_hu(path, values.T), checked_spacing(path, affine), affine, stem(path))
@@ -50,6 +55,8 @@ def write_nifti(hu: np.ndarray, affine: np.ndarray, path: Path) -> None:
 
 def as_hu(path: Path, values: np.ndarray) -> np.ndarray:
     """int16 of the same shape; ValueError where values cannot be the HU of a CT with air in it."""
+    if values.size == 0:
+        raise ValueError(f"{path}: holds no voxel")
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: holds NaN or infinite values")
     if values.min() < -32768 or values.max() > 32767:
@@ -74,5 +81,5 @@ def stem(path: Path) -> str:
     """The file's name without its suffixes: how a lesion list names a NIfTI or MetaImage volume."""
     name = path.name
     for suffix in (".gz", ".nii", ".mha", ".mhd"):
-        name = name.removesuffix(suffix)
+        name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
     return name

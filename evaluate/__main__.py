@@ -27,7 +27,7 @@ of REAL's test split, whom the generator never saw; copies are looked for among 
   report.json   the same numbers; frechet_inception_distance and its kin only with Inception weights
 The page shows patches of real patients; --show_real false leaves them out.
 
-Exit codes: 0 done, 2 bad input."""
+Exit codes: 0 done, 2 bad input, 130 or 143 interrupted, nothing left behind."""
 
 
 def main(arguments: Sequence[str]) -> None:

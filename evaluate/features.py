@@ -126,16 +126,16 @@ def _inception_network(path: Path):
 
 
 def _tensors_of(path: Path):
-    import pickle
-
     import torch
 
     try:
         with warnings.catch_warnings():  # torch warns of a foreign pickle before it refuses it
             warnings.simplefilter("ignore")
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: not a weights file ({str(error).splitlines()[0]})") from None
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler raises many kinds on what is no pickle
+        raise ValueError(f"{path}: not a weights file ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(weights, dict):
         raise ValueError(f"{path}: holds a {type(weights).__name__}, expected a state dict of tensors")
     return weights

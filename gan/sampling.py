@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,21 @@ class Model:
     trained_on: dict[str, Any]
 
 
-def load_model(run: Path, step: int | None = None, *, average: bool = True, device: str = "cpu") -> Model:
+def load_model(
+    run: Path,
+    step: int | None = None,
+    *,
+    average: bool = True,
+    device: str = "cpu",
+    warn: Callable[[str], None] = lambda line: None,
+) -> Model:
     """The generator of a run at a step (default: the newest), by default its moving average.
+
+    warn: told when the newest checkpoint is damaged and the one before is taken.
 
     Raises FileNotFoundError where there is none, ValueError naming a damaged or foreign checkpoint.
     """
-    checkpoint = load_checkpoint(run, step)
+    checkpoint = load_checkpoint(run, step, warn)
     try:
         networks = checkpoint.config["networks"]
         shape = tuple(int(side) for side in checkpoint.trained_on["shape"])

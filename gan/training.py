@@ -199,14 +199,16 @@ def train(
                 raise ValueError(
                     f"training diverged at step {step}: the loss is not finite; the last checkpoint is whole, start anew with a lower training.learning_rate"
                 )
-            if step % config.log_every == 0 or last:
+            log = last or step % config.log_every == 0
+            if log or step == first + 1:  # a sign of life at once
                 per_second = (step - first) / (time.monotonic() - started)
                 metrics = {
                     "critic_loss": terms.loss.item(), "generator_loss": loss.item(), "wasserstein": terms.wasserstein.item(),
                     "penalty": terms.penalty.item(), "slope_norm": terms.slope_norm.item(),
                     "images_per_second": per_second * config.n_critic * config.batch, "eta_s": (config.steps - step) / per_second,
                 }  # fmt: skip
-                track.log(step, metrics)
+                if log:
+                    track.log(step, metrics)
                 on_log(step, metrics)
             if last or (config.samples_every and step % config.samples_every == 0):
                 draw()

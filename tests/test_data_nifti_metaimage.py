@@ -68,6 +68,10 @@ def test_bad_nifti_is_refused_by_name(tmp_path):
     image.set_sform(None, code=0)
     image.set_qform(None, code=0)
     nib.save(image, tmp_path / "unset.nii")
+    two = nib.Nifti1Image(values, np.diag([0.7, 0.8, 2.5, 1.0]))
+    two.set_sform(np.diag([-0.7, 0.8, 2.5, 1.0]), code=1)
+    two.set_qform(np.diag([0.7, 0.8, 2.5, 1.0]), code=1)
+    nib.save(two, tmp_path / "contradicts.nii")
     (tmp_path / "cut.nii.gz").write_bytes(gzip.compress((tmp_path / "four.nii").read_bytes())[:900])
     (tmp_path / "text.nii").write_text("not an image")
     causes = {
@@ -75,9 +79,10 @@ def test_bad_nifti_is_refused_by_name(tmp_path):
         "nan": "NaN",
         "windowed": "windowed",
         "sheared": "sheared",
-        "unset": "sform",
+        "unset": "neither sform",
         "cut": "not a whole",
         "text": "not a whole",
+        "contradicts": "sform and qform",
     }
     for name, cause in causes.items():
         (path,) = tmp_path.glob(f"{name}.nii*")
