@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     if "png" in formats and len(spec.shape) == 3:
         raise ValueError("png holds 2-D patches only, and this model draws 3-D ones; use --format nifti,dicom")
     manifest = {
-        "model_sha256": model.model_hash, "step": model.step, "average": options.average, "seeds": options.seeds, "samples": len(seeds),
+        "model_sha256": model.model_hash, "step": model.step, "average": options.average, "seeds": options.seeds, "samples": len(seeds), "trained_on_sha256": model.trained_on.get("content_sha256"),
         "png_level": f"HU + {PNG_OFFSET}", "privacy": "no guarantee: trained without differential privacy", "version": _version(),
     }  # fmt: skip
     with new_folder(options.out) as folder:

@@ -25,6 +25,7 @@ from data.pseudonyms import Pseudonyms
 from data.volume import Lesion, Volume
 
 BACKGROUND = "background"
+OFF_LUNG = "lesion that does not touch the lung (are the coordinates LPS, in mm?)"
 NIFTI, METAIMAGE = (".nii", ".nii.gz"), (".mha", ".mhd")
 _NOT_SCANS = (".csv", ".json", ".txt", ".md", ".raw", ".zraw")
 
@@ -69,6 +70,12 @@ def find_volumes(sources: Sequence[str | Path]) -> tuple[list[Series], list[Skip
     rest = [f for f in files if f not in set(single) and not f.name.lower().endswith(_NOT_SCANS)]
     series, skipped = find_series(rest)
     series += [Series(stem(f), stem(f), (f,)) for f in single]
+    known: dict[str, Series] = {}
+    for one in series:
+        if known.setdefault(one.uid, one) is not one:
+            raise ValueError(
+                f"{one.files[0]} and {known[one.uid].files[0]} have the same name, so a lesion list cannot tell them apart; rename one"
+            )
     if not series:
         reasons = Counter(s.reason for s in skipped).most_common(1)
         why = f"{len(skipped)} files, most of them: {reasons[0][0]}" if reasons else "it is empty"
@@ -167,11 +174,14 @@ def cut_series(series: Series, lesions: list[Lesion], config: CutConfig) -> tupl
             patches.append((cut(volume, center_mm, config.shape, config.spacing_mm), lesion))
     if config.background and inside:
         try:
-            for center_mm in _background(volume, inside, config):
-                patch = cut(volume, center_mm, config.shape, config.spacing_mm)
-                patches.append((patch, Lesion(center_mm, 1.0, BACKGROUND)))
+            lung = lung_mask(volume)
         except ValueError:
             notes["series without a lung mask: no background patches from it"] += 1
+            return patches, notes
+        notes[OFF_LUNG] = sum(not _touches(lung, volume, lesion) for lesion in inside)
+        for center_mm in _background(lung, volume, inside, config):
+            patch = cut(volume, center_mm, config.shape, config.spacing_mm)
+            patches.append((patch, Lesion(center_mm, 1.0, BACKGROUND)))
     return patches, notes
 
 
@@ -194,11 +204,20 @@ def _centres(volume: Volume, lesion: Lesion, config: CutConfig) -> list[tuple[fl
     return [volume.point_at(np.array([k, *centre[1:]])) for k in slices]
 
 
-def _background(volume: Volume, lesions: list[Lesion], config: CutConfig) -> list[tuple[float, float, float]]:
-    """Points in the lung whose patch holds no part of a lesion. Raises ValueError without a lung."""
+def _touches(lung: np.ndarray, volume: Volume, lesion: Lesion) -> bool:
+    """Whether there is lung inside the lesion's sphere, or up to 5 mm from it."""
+    reach = (lesion.diameter_mm / 2 + 5) / np.array(volume.spacing_mm)
+    centre = volume.index_of(lesion.center_mm)
+    low = np.clip(np.floor(centre - reach).astype(int), 0, None)
+    high = np.ceil(centre + reach).astype(int) + 1
+    return bool(lung[tuple(map(slice, low, high))].any())
+
+
+def _background(lung: np.ndarray, volume: Volume, lesions: list[Lesion], config: CutConfig) -> list[tuple[float, float, float]]:
+    """Points in the lung whose patch holds no part of a lesion."""
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{volume.series_uid}".encode()).digest()[:8])
     rng = np.random.default_rng(seed)
-    inside = np.flatnonzero(lung_mask(volume))
+    inside = np.flatnonzero(lung)
     reach_mm = np.array(config.shape[-2:]).max() * config.spacing_mm / 2
     centres = np.array([lesion.center_mm for lesion in lesions])
     radii = np.array([lesion.diameter_mm / 2 for lesion in lesions])

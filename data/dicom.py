@@ -67,6 +67,7 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], list[Skipped]]:
     """
     slices: dict[str, list[Path]] = {}
     patients: dict[str, str] = {}
+    studies: dict[str, str] = {}
     skipped = []
     for file in files:
         if file.name.upper() == "DICOMDIR":
@@ -82,8 +83,11 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], list[Skipped]]:
             continue
         uid = str(header.SeriesInstanceUID)
         slices.setdefault(uid, []).append(file)
-        patients.setdefault(uid, str(header.get("PatientID") or header.get("StudyInstanceUID") or uid))
-    return [Series(uid, patients[uid], tuple(sorted(slices[uid]))) for uid in sorted(slices)], skipped
+        named = str(header.get("PatientID") or "")
+        if named and patients.setdefault(uid, named) != named:
+            raise ValueError(f"{file}: another PatientID than other slices of its series; two patients in one series?")
+        studies.setdefault(uid, str(header.get("StudyInstanceUID") or uid))
+    return [Series(uid, patients.get(uid, studies[uid]), tuple(sorted(slices[uid]))) for uid in sorted(slices)], skipped
 
 
 def read_series(series: Series) -> Volume:
@@ -101,7 +105,8 @@ def read_series(series: Series) -> Volume:
     for file, header in slices:
         for keyword in ("Rows", "Columns", "ImageOrientationPatient", "PixelSpacing", "FrameOfReferenceUID"):
             if not _equal(header.get(keyword), first.get(keyword)):
-                raise ValueError(f"{file}: {keyword} {header.get(keyword)}, but {first_file.name} has {first.get(keyword)}")
+                values = "" if keyword.endswith("UID") else f" ({header.get(keyword)} and {first.get(keyword)})"
+                raise ValueError(f"{file}: {keyword} differs from that of {first_file.name}{values}")
         position = _numbers(file, header, "ImagePositionPatient", 3)
         along = round(float(position @ normal), 3)
         if along in placed:
@@ -142,11 +147,16 @@ def _read(file: Path, *, pixels: bool) -> FileDataset:
 
 
 def _not_a_ct_slice(header: FileDataset) -> str | None:
-    kind = [str(value).upper() for value in header.get("ImageType") or []]
+    image_type = header.get("ImageType") or []
+    kind = [str(value).upper() for value in ([image_type] if isinstance(image_type, str) else image_type)]
     if header.get("Modality") != "CT":
         return f"Modality is {header.get('Modality') or 'absent'}, not CT"
     if "LOCALIZER" in kind:
         return "a localizer (ImageType)"
+    if "PERFUSION" in kind:
+        return "a perfusion map (ImageType)"
+    if str(header.get("BurnedInAnnotation") or "").upper() == "YES":
+        return "text is burned into the picture (BurnedInAnnotation)"
     if int(header.get("SamplesPerPixel") or 1) != 1:
         return "a colour screen (SamplesPerPixel)"
     if header.get("SOPClassUID") != CTImageStorage:

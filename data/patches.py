@@ -288,6 +288,12 @@ def _read_rows(path: Path, spec: PatchSpec) -> list[PatchRow]:
             rows.append(row)
     if not rows:
         raise ValueError(f"{path}: no patches in it")
+    split_of: dict[str, str] = {}
+    for row in rows:
+        if split_of.setdefault(row.patient, row.split) != row.split:
+            raise ValueError(
+                f"{path}: patient {row.patient} is in the splits {split_of[row.patient]} and {row.split}; splits must not share patients"
+            )
     return rows
 
 

@@ -157,7 +157,7 @@ def _from_tree(source: Path, config: ImportConfig) -> list[Picture]:
     pictures = []
     for folder in sorted(p for p in source.iterdir() if p.is_dir()):
         for file in sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES):
-            patient = file.name.partition(config.separator)[0] if config.separator else f"{folder.name}/{file.name}"
+            patient = file.stem.partition(config.separator)[0] if config.separator else f"{folder.name}/{file.name}"
             pictures.append(Picture(partial(_read_gray, file), check_label(folder.name), patient, None))
     if not pictures:
         raise ValueError(f"{source}: no folder in it holds PNG or JPEG files; want one folder a class")

@@ -57,7 +57,7 @@ def cut(volume: Volume, center_mm: tuple[float, float, float], shape: Sequence[i
     if np.any(low >= high):
         return np.full(shape, AIR_HU, np.int16)
     region = volume.hu[tuple(map(slice, low, high))].astype(np.float32)
-    patch = ndimage.affine_transform(region, steps, first - low, output_shape=tuple(size), order=1, mode="constant", cval=AIR_HU)
+    patch = ndimage.affine_transform(region, steps, first - low, output_shape=tuple(size), order=1, mode="grid-constant", cval=AIR_HU)
     return np.rint(patch).astype(np.int16).reshape(shape)
 
 

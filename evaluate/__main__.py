@@ -58,6 +58,8 @@ def main(arguments: Sequence[str]) -> None:
     real, synthetic = PatchFolder.open(options.real), PatchFolder.open(options.synthetic)
     for folder in (real, synthetic):
         folder.verify()
+    _check_comparable(real, synthetic)
+    _check_origin(real, synthetic)
     cohort, notes = read_cohort(real, synthetic, config.seed)
     if config.device == "cuda":
         import torch
@@ -88,7 +90,6 @@ def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[C
     from evaluate.cohort import Cohort
     from evaluate.report import Compared
 
-    _check_comparable(real, synthetic)
     lesions, notes = real.lesion_classes, []
     training = _patches(real, "train", lesions)
     validation = _patches(real, "validation", lesions)
@@ -131,6 +132,19 @@ def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[C
         seed=seed,
     )
     return Cohort(training, validation, held_out, generated, background if free else {}, compared), tuple(notes)
+
+
+def _check_origin(real: PatchFolder, synthetic: PatchFolder) -> None:
+    """Raises ValueError when the generator was trained on another folder: its training patients may be held out in this one."""
+    manifest = synthetic.path / "sampling.json"
+    if not manifest.exists():
+        return
+    trained_on = json.loads(manifest.read_text(encoding="utf-8")).get("trained_on_sha256")
+    if trained_on not in (None, real.content_hash):
+        raise ValueError(
+            f"{synthetic.path} was drawn by a model trained on another patch folder than {real.path}; its training patients may be "
+            "held-out patients here, so audit it against the folder it was trained on"
+        )
 
 
 def _check_comparable(real: PatchFolder, synthetic: PatchFolder) -> None:

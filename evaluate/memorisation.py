@@ -52,7 +52,7 @@ class Membership:
     """How well closeness to the nearest synthetic patch tells training from held-out patches.
 
     auroc: 0.5 when it tells nothing. tpr_at_1_percent_fpr: share of training patches found while
-    1 % of the held-out ones are wrongly accused; 0.01 when it tells nothing.
+    1 % of the held-out ones are wrongly accused; 0.01 when it tells nothing, NaN below 100 held-out.
     """
 
     auroc: float
@@ -209,7 +209,10 @@ def membership_inference(
     return Membership(
         auroc=value,
         auroc_interval=Interval(max(0.0, float(low)), min(1.0, float(high))),
-        tpr_at_1_percent_fpr=float((training_hu < np.quantile(held_out_hu, 0.01)).mean()),
+        # among fewer than 100 others, no threshold accuses 1 % of them
+        tpr_at_1_percent_fpr=float((training_hu < np.quantile(held_out_hu, 0.01, method="lower")).mean())
+        if len(held_out_hu) >= 100
+        else np.nan,
         training=len(training_hu),
         held_out=len(held_out_hu),
     )

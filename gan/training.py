@@ -178,9 +178,12 @@ def train(
     except FileNotFoundError:
         pass
     track = tracker(trainer.step)
+    diverged = "training diverged: not all numbers are finite any more; the last checkpoint is whole, start anew with a lower training.learning_rate"
     started, first, saved = time.monotonic(), trainer.step, trainer.step
 
     def save() -> None:
+        if not all(bool(torch.isfinite(t).all()) for t in trainer.tensors().values()):
+            raise ValueError(diverged)
         settings = {"training": asdict(config), "networks": asdict(networks)}
         random = {"seed": config.seed, "scheme": "numpy.random.default_rng([seed, purpose, step, ...])"}
         save_checkpoint(run, Checkpoint(trainer.step, settings, trained_on, trainer.tensors(), random))
@@ -196,9 +199,7 @@ def train(
             step, last = trainer.step, trainer.step == config.steps
             keep = last or step % config.checkpoint_every == 0
             if (keep or step % config.log_every == 0) and not math.isfinite(terms.loss.item() + loss.item()):
-                raise ValueError(
-                    f"training diverged at step {step}: the loss is not finite; the last checkpoint is whole, start anew with a lower training.learning_rate"
-                )
+                raise ValueError(diverged)
             log = last or step % config.log_every == 0
             if log or step == first + 1:  # a sign of life at once
                 per_second = (step - first) / (time.monotonic() - started)

@@ -53,10 +53,17 @@ def test_cube_has_the_right_hu_at_the_right_place():
     assert np.abs(patch - expected).max() <= 1.0
 
 
+@pytest.mark.parametrize("spacing", [0.57, 0.7, 0.83, 0.99])
+def test_a_patch_that_is_the_whole_volume_keeps_its_border(spacing):
+    affine = affine_of((spacing,) * 3, (-150.3, -171.7, 0.1))
+    volume = Volume(np.full((32, 32, 32), 50, np.int16), (spacing,) * 3, affine, "uid")
+    assert (cut(volume, volume.point_at(np.array([15.5] * 3)), (32, 32, 32), spacing) == 50).all()
+
+
 def test_outside_the_volume_is_air():
     assert (cut(linear_volume(), (500, 0, 0), (8, 8), 1.0) == AIR_HU).all()
     edge = cut(linear_volume(), (-10, 0, 0), (8, 8), 0.5)
-    assert (edge[:, :4] == AIR_HU).all()
+    assert (edge[:, :3] == AIR_HU).all()  # the fourth lies half a voxel outside: half air
     assert (edge[:, 4:] > -300).all()
 
 

@@ -52,6 +52,9 @@ def test_phantom_to_report(command, patches):
     with Image.open("run/samples/step-00000004.png") as grid:
         assert grid.size == (8 * 17 * 2, 8 * 17 * 2)
     assert "no guarantee" in Path("run/model_card.md").read_text()
+    trained_on, folder = json.loads(Path("run/trained_on.json").read_text()), PatchFolder.open(patches)
+    training = [row for row in folder.rows if row.split == "train" and row.label != "background"]
+    assert (trained_on["patches"], trained_on["patients"]) == (len(training), len({row.patient for row in training}))
 
     done = command("sample", "--run", "run", "--out", "synthetic", "--seeds", "0-39", "--format", "png,nifti,dicom")
     assert done.code == 0, done.err
@@ -153,6 +156,8 @@ def test_bad_input_is_one_line_with_exit_code_2(command, patches):
     assert command("train", "--data", patches, "--out", "run", "--training.steps", 1, *SMALL).code == 0
     arguments = ["phantom", "--lesions", "phantom/annotations.csv", "--size", 24, "--spacing", 3, "--processes", 1]
     assert command("data", "prepare", *arguments, "--out", "larger").code == 0
+    again = [a if a != 24 else 16 for a in arguments]
+    assert command("data", "prepare", *again, "--out", "resplit", "--seed", 7).code == 0
     assert command("sample", "--run", "run", "--out", "synthetic", "--seeds", "0-9").code == 0
     shutil.copytree("run", "nameless")
     (described,) = Path("nameless/checkpoints").glob("*.json")
@@ -184,6 +189,7 @@ def test_bad_input_is_one_line_with_exit_code_2(command, patches):
         (("sample", "--run", "nameless", "--out", "new"), "does not say what it was trained on"),
         (("evaluate", "larger", "synthetic", "--out", "new"), "24"),
         (("evaluate", "gone", "synthetic", "--out", "new"), "gone"),
+        (("evaluate", "resplit", "synthetic", "--out", "new"), "trained on another patch folder"),
         (("evaluate", patches, "synthetic", "--out", "foreign"), "exists already"),
     ]
     if not torch.cuda.is_available():
