@@ -88,6 +88,18 @@ def test_bad_series_are_left_out_and_counted(command, tmp_path):
     assert len(PatchFolder.open("p")) == 2
 
 
+def test_lesions_off_the_lung_and_names_given_twice_are_told(command, tmp_path):
+    uid = scan(tmp_path / "in")
+    (tmp_path / "list.csv").write_text(HEAD + lesion_row(uid) + f"{uid},0,-107.5,17.5,4,solid\n")
+    done = command("data", "prepare", "in", "--lesions", "list.csv", "--out", "p", "--size", 16, "--processes", 1)
+    assert "1 x lesion that does not touch the lung" in done.out
+    for name in ("a", "b"):
+        assert command("data", "convert", "in", f"nifti/{name}/ct.nii.gz").code == 0
+    (tmp_path / "list.csv").write_text(HEAD + lesion_row("ct"))
+    done = command("data", "prepare", "nifti", "--lesions", "list.csv", "--out", "q", "--size", 16)
+    assert (done.code, "have the same name" in done.err) == (2, True)
+
+
 def test_several_axial_patches_a_lesion_lie_inside_it(command, tmp_path):
     uid = scan(tmp_path / "in")
     (tmp_path / "list.csv").write_text(HEAD + lesion_row(uid))
