@@ -196,8 +196,7 @@ def _import(options) -> None:
     )  # fmt: skip
     pseudonyms = _pseudonyms(options.key)
     with new_folder(options.out) as folder:
-        track = partial(progress, description="pictures")
-        writer = import_pictures(Path(options.src), folder, config, pseudonyms, lambda items, total: track(items, total=total))
+        writer = import_pictures(Path(options.src), folder, config, pseudonyms, lambda items, total: progress(items, "pictures", total))
         patients = {row.patient for row in writer.rows}
         write_folder_preview(folder)
         table = Counter((row.split, row.label) for row in writer.rows)

@@ -67,7 +67,7 @@ def find_volumes(sources: Sequence[str | Path]) -> tuple[list[Series], list[Skip
     """
     files = [file for source in sources for file in _files(Path(source))]
     single = [f for f in files if f.name.lower().endswith(NIFTI + METAIMAGE)]
-    rest = [f for f in files if f not in set(single) and not f.name.lower().endswith(_NOT_SCANS)]
+    rest = [f for f in files if not f.name.lower().endswith(NIFTI + METAIMAGE + _NOT_SCANS)]
     series, skipped = find_series(rest)
     series += [Series(stem(f), stem(f), (f,)) for f in single]
     known: dict[str, Series] = {}
@@ -132,7 +132,7 @@ def prepare(
         classes=classes, background=BACKGROUND if config.background else None,
     )  # fmt: skip
     writer = PatchWriter(out, spec)
-    used: set[str] = set()
+    names: dict[str, str] = {}  # patient id -> pseudonym
     jobs = [(s, lesions[s.uid]) for s in wanted]
     for (series, _), cutting in zip(jobs, track(map_processes(partial(_cut_job, config=config), jobs, processes), len(jobs)), strict=True):
         if isinstance(cutting, str):
@@ -144,16 +144,16 @@ def prepare(
         patient, uid = pseudonyms.patient(series.patient_id), pseudonyms.series(series.uid)
         if patches:
             outcome.series += 1
-            outcome.patients.add(patient)
-            used.add(series.patient_id)
+            names[series.patient_id] = patient
         for hu, lesion in patches:
             diameter = lesion.diameter_mm if lesion.label != BACKGROUND else None
             writer.add(Patch(hu, patient, uid, lesion.label, diameter, lesion.center_mm))
     if not writer.rows:
         raise ValueError("no patch could be cut: " + ("; ".join(f"{n} x {what}" for what, n in outcome.notes.items() if n)))
     # by the patients' own ids, so that the split does not change with the pseudonym key
-    splits = split_by_patient(used, config.seed, config.validation, config.test)
-    writer.finish({pseudonyms.patient(patient_id): split for patient_id, split in splits.items()})
+    splits = split_by_patient(names, config.seed, config.validation, config.test)
+    writer.finish({names[patient_id]: split for patient_id, split in splits.items()})
+    outcome.patients = set(names.values())
     outcome.patches.update((row.split, row.label) for row in writer.rows)
     outcome.notes = Counter({what: n for what, n in outcome.notes.items() if n})
     return outcome

@@ -119,11 +119,11 @@ def read_series(series: Series) -> Volume:
     if len(placed) < 2:
         raise ValueError(f"{first_file}: a single slice has no slice spacing; a volume needs two or more")
     ordered = np.array(positions)[np.argsort(np.array(positions) @ normal)]
-    files = [placed[along][0] for along in sorted(placed)]
-    step = _even_step(ordered, normal, files)
+    slices = [placed[along] for along in sorted(placed)]
+    step = _even_step(ordered, normal, [file for file, _ in slices])
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1:3], affine[:3, 3] = step, affine_in_plane, ordered[0]
-    hu = np.stack([_hu(*placed[along]) for along in sorted(placed)])
+    hu = np.stack([_hu(file, header) for file, header in slices])
     return Volume(hu, spacing_of(affine), affine, series.uid)
 
 

@@ -78,6 +78,7 @@ def tube(points_mm: list | np.ndarray, radius_mm: float) -> np.ndarray:
 
 
 def widened(tubes: np.ndarray, by_mm: float) -> np.ndarray:
+    """The tubes with both radii larger by by_mm."""
     return tubes + np.array([0, 0, 0, 0, 0, 0, by_mm, by_mm])
 
 

@@ -67,6 +67,7 @@ def all_distances(
     config: EvaluateConfig,
     rng: np.random.Generator,
 ) -> list[Distance]:
+    """Every metric of one extractor, synthetic to held-out and to training patients, where there are enough patches."""
     synthetic = sets[2]
     assert synthetic is not None
     found = []

@@ -182,11 +182,12 @@ def train(
     started, first, saved = time.monotonic(), trainer.step, trainer.step
 
     def save() -> None:
-        if not all(bool(torch.isfinite(t).all()) for t in trainer.tensors().values()):
+        tensors = trainer.tensors()
+        if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
             raise ValueError(diverged)
         settings = {"training": asdict(config), "networks": asdict(networks)}
         random = {"seed": config.seed, "scheme": "numpy.random.default_rng([seed, purpose, step, ...])"}
-        save_checkpoint(run, Checkpoint(trainer.step, settings, trained_on, trainer.tensors(), random))
+        save_checkpoint(run, Checkpoint(trainer.step, settings, trained_on, tensors, random))
 
     def draw() -> None:
         with torch.no_grad():
@@ -198,9 +199,9 @@ def train(
             terms, loss = trainer.update(patches)
             step, last = trainer.step, trainer.step == config.steps
             keep = last or step % config.checkpoint_every == 0
-            if (keep or step % config.log_every == 0) and not math.isfinite(terms.loss.item() + loss.item()):
-                raise ValueError(diverged)
             log = last or step % config.log_every == 0
+            if (keep or log) and not math.isfinite(terms.loss.item() + loss.item()):
+                raise ValueError(diverged)
             if log or step == first + 1:  # a sign of life at once
                 per_second = (step - first) / (time.monotonic() - started)
                 metrics = {
