@@ -1,0 +1,38 @@
+"""Makes the procedural chest-CT cohort."""
+
+from __future__ import annotations
+
+from data.command import progress
+
+DESCRIPTION = """Write a cohort of procedural chest CTs: one DICOM series a patient, and annotations.csv in
+LUNA16's format with the lesions' true centres, diameters and classes (solid, ground_glass, cystic).
+The images say that they are synthetic. Same seed, same bytes; patient n does not depend on --patients.
+
+  python -m data phantom --out phantom --patients 8 --seed 0"""
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--out", type=str, required=True, help="folder to make")
+    parser.add_argument("--patients", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lesions", type=int, default=12, help="lesions a patient")
+    parser.add_argument("--matrix", type=int, default=256, help="pixels along a side of a slice")
+    parser.add_argument("--slice-mm", type=float, default=5.0, help="distance of slices in mm")
+    parser.add_argument("--processes", type=int, default=0, help="0: one a core")
+
+
+def run(options) -> None:
+    from data.files import new_folder
+    from data.phantom import write_cohort
+
+    if options.patients < 1 or options.lesions < 1 or options.seed < 0 or options.matrix < 64 or not 0.5 <= options.slice_mm <= 20:
+        raise ValueError("want --patients >= 1, --lesions >= 1, --seed >= 0, --matrix >= 64 and --slice-mm from 0.5 to 20")
+    with new_folder(options.out) as folder:
+        patients = write_cohort(
+            folder, options.seed, options.patients, lesions=options.lesions, matrix=options.matrix,
+            slice_mm=options.slice_mm, processes=options.processes,
+        )  # fmt: skip
+        for _ in progress(patients, "phantom patients", options.patients):
+            pass
+    print(f"{options.patients} patients written to {options.out}, lesions in {options.out}/annotations.csv")
+    print(f"next: python -m data prepare {options.out} --lesions {options.out}/annotations.csv --out patches --size 32 --spacing 1.25")

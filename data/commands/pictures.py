@@ -1,0 +1,55 @@
+"""Makes patches from gray pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from data.command import progress
+from data.commands.shared import patch_arguments, print_table, read_pseudonyms, read_window
+
+DESCRIPTION = """Make patches from gray pictures: SRC is a MedMNIST-style npz (train_images, train_labels, optional val_*, test_*,
+and *_groups as patients) or a folder with one folder of PNG or JPEG files a class.
+
+--window says which HU black and white stand for. Without it the gray levels are kept, marked as not HU.
+
+  python -m data import luna16_patches.npz --out patches --window -1000,400 \\
+         --classes non-nodule,nodule --background non-nodule --size 32"""
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("src", type=str, help="npz file, or folder of class folders")
+    patch_arguments(parser, size=0)
+    parser.add_argument("--window", type=str | None, default=None, help="HU of black and white, low,high")
+    parser.add_argument("--spacing", type=float | None, default=None, help="mm between pixels after --size, if known")
+    parser.add_argument("--classes", type=str | None, default=None, help="names of an npz file's labels 0,1,..., with commas")
+    parser.add_argument("--background", type=str | None, default=None, help="the class that is lesion-free")
+    parser.add_argument("--separator", type=str | None, default=None, help="a file name's part before it is the patient")
+
+
+def run(options) -> None:
+    from data.export import write_folder_preview
+    from data.files import new_folder
+    from data.pictures import ImportConfig, import_pictures
+
+    if (options.size and options.size < 8) or (options.spacing is not None and options.spacing <= 0):
+        raise ValueError("want --size >= 8, or 0 to keep the pictures', and --spacing > 0")
+    config = ImportConfig(
+        window=None if options.window is None else read_window(options.window), size=options.size or None, spacing_mm=options.spacing,
+        classes=None if options.classes is None else tuple(name.strip() for name in options.classes.split(",")),
+        background=options.background, separator=options.separator, seed=options.seed,
+        validation=options.validation, test=options.test,
+    )  # fmt: skip
+    pseudonyms = read_pseudonyms(options.key)
+    with new_folder(options.out) as folder:
+        writer = import_pictures(Path(options.src), folder, config, pseudonyms, lambda items, total: progress(items, "pictures", total))
+        patients = {row.patient for row in writer.rows}
+        write_folder_preview(folder)
+        table = Counter((row.split, row.label) for row in writer.rows)
+    print(f"{options.out}: {table.total()} patches of {len(patients)} patients; look at {options.out}/preview.png")
+    print_table(table)
+    if len(patients) == table.total():
+        print("  note: every picture counts as its own patient; give *_groups or --separator where patients have several")
+    if config.window is None:
+        print("  note: the HU window is unknown, so these are gray levels, not HU; give --window to change that")
+    print(f"next: python train.py --data {options.out} --out run")

@@ -1,0 +1,45 @@
+"""Options and tables that several commands have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+
+def patch_arguments(parser, size: int) -> None:
+    parser.add_argument("--out", type=str, required=True, help="patch folder to make")
+    parser.add_argument(
+        "--size", type=int, default=size, help="pixels along a side of a patch" + ("" if size else "; 0 keeps the pictures'")
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the split and of the background patches")
+    parser.add_argument("--validation", type=float, default=0.15, help="share of the patients held out to choose by")
+    parser.add_argument("--test", type=float, default=0.25, help="share of the patients held out to report on")
+    parser.add_argument(
+        "--key",
+        type=str | None,
+        default=None,
+        help="file with the pseudonym key, made if absent; default $LESIONGAN_KEY or ~/.config/lesiongan/pseudonym.key",
+    )
+
+
+def read_window(text: str) -> tuple[float, float]:
+    from data.preprocess import check_window
+
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"window {text!r}: want low,high in HU, such as -1000,400") from None
+    return check_window((low, high))
+
+
+def read_pseudonyms(key: str | None):
+    from data.pseudonyms import Pseudonyms, default_key_file, read_or_make_key
+
+    return Pseudonyms(read_or_make_key(Path(key) if key else default_key_file()))
+
+
+def print_table(patches: Counter[tuple[str, str]]) -> None:
+    labels = sorted({label for _, label in patches})
+    for split in ("train", "validation", "test"):
+        counts = ", ".join(f"{patches[split, label]} {label}" for label in labels if patches[split, label])
+        print(f"  {split + ':':<12}{counts or 'none'}")
