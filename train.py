@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     indices = folder.select(splits=["train"], classes=folder.lesion_classes)
     if len(indices) == 0:
         raise ValueError(f"{data}: no lesion patch of a training patient in it")
-    patients = len({folder.rows[n].patient for n in indices})
+    patients = len(set(folder.rows.names("patient", indices).tolist()))
     trained_on = {
         "shape": list(folder.shape), "spacing_mm": folder.spacing_mm and list(folder.spacing_mm), "window": list(folder.window),
         "unit": folder.unit, "classes": list(folder.lesion_classes), "patches": len(indices), "patients": patients,

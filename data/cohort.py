@@ -1,242 +1,218 @@
 """From folders of scans and a lesion list to a patch folder: find, read, cut, pseudonymise, split.
 
-Each series is read and cut on its own, by several processes; the result does not depend on how many.
+Each series is read and cut on its own, on any number of processes or machines; the result does not depend on
+how many, nor on whether the run was stopped in between.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import csv
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import astuple, dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
-from data.dicom import Series, Skipped, find_series, read_series
-from data.metaimage import read_metaimage
-from data.nifti import read_nifti, stem
+from data.cutting import METAIMAGE, NIFTI, CutConfig, Cutting
+from data.dicom import Found, Series, Skipped, find_series, look_at
+from data.dicom_elements import Decoder
+from data.lesions import BACKGROUND, LesionList
+from data.nifti import stem
 from data.parallel import map_processes
+from data.parts import Job, part_name, read_part, run_job
 from data.patches import Patch, PatchSpec, PatchWriter, split_by_patient
-from data.preprocess import Window, cut, lung_mask
 from data.pseudonyms import Pseudonyms
-from data.volume import Lesion, Volume
+from data.sources import Source, Unreadable, find_sources
 
-BACKGROUND = "background"
-OFF_LUNG = "lesion that does not touch the lung (are the coordinates LPS, in mm?)"
-NIFTI, METAIMAGE = (".nii", ".nii.gz"), (".mha", ".mhd")
-_NOT_SCANS = (".csv", ".json", ".txt", ".md", ".raw", ".zraw")
+_BESIDE_SCANS = (".csv", ".json", ".txt", ".md", ".raw", ".zraw")
+_LOOK_AT_ONCE = 256
+SERIES_COLUMNS = (
+    "series", "patient", "format", "manufacturer", "model", "kernel", "slices", "rows", "columns", "pixel_mm", "slice_step_mm",
+    "slice_thickness_mm",
+)  # fmt: skip
+
+Track = Callable[[Iterable, str, int], Iterable]
 
 
 @dataclass(frozen=True)
-class CutConfig:
-    """How patches are cut.
+class Skip:
+    """What was left out: kind "file", "series", "lesion" or "row"; who by pseudonym, or a row's number; the reason has no identifier."""
 
-    shape: (H, W) for axial patches, (D, H, W) for cubes. spacing_mm: of a patch, along each axis.
-    slices: axial patches a lesion, in neighbouring slices within the middle half of its diameter.
-    background: lesion-free patches for each lesion, from inside the lung.
-    """
-
-    shape: tuple[int, ...] = (64, 64)
-    spacing_mm: float = 1.0
-    window: Window = (-1000.0, 400.0)
-    slices: int = 1
-    background: int = 1
-    seed: int = 0
-    validation: float = 0.15
-    test: float = 0.25
+    kind: str
+    id: str
+    count: int
+    reason: str
 
 
 @dataclass
 class Outcome:
-    """What became of the input, counted; reasons never hold identifiers."""
+    """What became of the input, counted; nothing in it identifies anybody."""
 
     patches: Counter[tuple[str, str]] = field(default_factory=Counter)  # (split, class)
-    patients: set[str] = field(default_factory=set)
+    patients: int = 0
     series: int = 0
+    skips: list[Skip] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
 
-def find_volumes(sources: Sequence[str | Path]) -> tuple[list[Series], list[Skipped]]:
-    """Every volume under these files and folders, at any depth; links to folders are not followed.
+@dataclass(frozen=True)
+class Workers:
+    """Who does the work: processes of this machine (0: one a core), or those of a Dask scheduler."""
 
-    A NIfTI or MetaImage file is a series by itself, named by its stem, and a patient by itself.
-    Raises FileNotFoundError for a source that does not exist, ValueError where nothing is a CT volume.
+    processes: int = 0
+    scheduler: str | None = None
+
+    def map(self, function: Callable, inputs: Sequence) -> Iterator:
+        """function(x) for each x, in order."""
+        return map_processes(function, inputs, self.processes, self.scheduler)
+
+
+def find_volumes(
+    places: Sequence[str | Path], workers: Workers = Workers(1), track: Track = lambda items, what, total: items,
+    leave_out: frozenset[Source] = frozenset(),
+) -> tuple[list[Series], list[Skipped]]:  # fmt: skip
+    """Every volume under these files, folders and zip archives, at any depth.
+
+    A NIfTI or MetaImage file is a series by itself, named by its stem, and a patient by itself. leave_out: files that are
+    no scans, such as masks. Raises FileNotFoundError for a place that does not exist, ValueError where nothing is a CT volume.
     """
-    files = [file for source in sources for file in _files(Path(source))]
+    damaged: list[Unreadable] = []
+    files = [file for file in find_sources(places, damaged) if not (leave_out and Source(file.path.resolve(), file.member) in leave_out)]
     single = [f for f in files if f.name.lower().endswith(NIFTI + METAIMAGE)]
-    rest = [f for f in files if not f.name.lower().endswith(NIFTI + METAIMAGE + _NOT_SCANS)]
-    series, skipped = find_series(rest)
+    rest = [f for f in files if not f.name.lower().endswith(NIFTI + METAIMAGE + _BESIDE_SCANS)]
+    chunks = [rest[n : n + _LOOK_AT_ONCE] for n in range(0, len(rest), _LOOK_AT_ONCE)]
+
+    def look(_: Iterable[Source]) -> Iterator[Found | None]:
+        few = Workers(1) if len(chunks) <= 4 else workers  # starting processes costs more than looking at a few files
+        yield from chain.from_iterable(track(few.map(_look_at_all, chunks), "looking at files, by 256", len(chunks)))
+
+    series, skipped = find_series(rest, look)
+    skipped += [Skipped(Source(Path(str(error.file))), error.reason) for error in damaged]
+    skipped += [Skipped(Source(Path(str(error.file))), error.reason) for error in damaged]
     series += [Series(stem(f), stem(f), (f,)) for f in single]
-    known: dict[str, Series] = {}
-    for one in series:
-        if known.setdefault(one.uid, one) is not one:
-            raise ValueError(
-                f"{one.files[0]} and {known[one.uid].files[0]} have the same name, so a lesion list cannot tell them apart; rename one"
-            )
+    named = Counter(one.uid for one in series)
+    twice = "has the same name as another volume, so a lesion list cannot tell them apart; rename one"
+    series = [s if named[s.uid] == 1 else replace(s, spoiled=Unreadable(s.files[0], twice)) for s in series]
     if not series:
         reasons = Counter(s.reason for s in skipped).most_common(1)
         why = f"{len(skipped)} files, most of them: {reasons[0][0]}" if reasons else "it is empty"
-        raise ValueError(f"{', '.join(map(str, sources))}: no CT volume found ({why})")
+        first = f"{skipped[0].file}: " if len(skipped) == 1 else ""
+        raise ValueError(f"{first}{', '.join(map(str, places))}: no CT volume found ({why})")
     return series, skipped
 
 
-def read_volume(series: Series) -> Volume:
-    """The HU volume of a series, by the format its files have."""
-    name = series.files[0].name.lower()
-    if name.endswith(NIFTI):
-        return read_nifti(series.files[0])
-    if name.endswith(METAIMAGE):
-        return read_metaimage(series.files[0])
-    return read_series(series)
+def _look_at_all(files: Sequence[Source]) -> list[Found | None]:
+    decoder = Decoder()
+    return [look_at(file, decoder) for file in files]
 
 
 def prepare(
-    sources: Sequence[str | Path],
-    lesions: dict[str, list[Lesion]],
-    out: Path,
-    config: CutConfig,
-    pseudonyms: Pseudonyms,
-    *,
-    processes: int = 0,
-    warn: Callable[[str], None] = lambda line: None,
-    track: Callable[[Iterable, int], Iterable] = lambda items, total: items,
-) -> Outcome:
+    places: Sequence[str | Path], lesions: LesionList, out: Path, parts: Path, config: CutConfig, pseudonyms: Pseudonyms, *,
+    workers: Workers = Workers(), strict: bool = False, warn: Callable[[str], None] = lambda line: None,
+    track: Track = lambda items, what, total: items,
+) -> Outcome:  # fmt: skip
     """Cuts every listed lesion, and background, out of the scans, into the empty folder `out`.
 
-    lesions: series UID -> lesions, in LPS mm. processes: 0 for one a core.
-    warn: told of each series or file that is left out, with its path. track: wraps the loop over series.
-    Raises ValueError when nothing can be cut.
+    parts: a folder for what each series gave; what is there from an earlier run is used again.
+    strict: anything left out is an error. warn: told of each series and of the files that are left out, with their paths.
+    track: wraps what takes long. Raises ValueError when nothing can be cut.
     """
-    found, skipped = find_volumes(sources)
-    for s in skipped:
-        warn(f"skipped {s.file}: {s.reason}")
-    wanted = [s for s in found if s.uid in lesions]
+    found, skipped = find_volumes(places, workers, track, lesions.files())
     outcome = Outcome()
-    outcome.notes["file that is no CT slice, skipped"] = len(skipped)
+    _tell_files(skipped, warn)
+    outcome.skips += [Skip("file", pseudonyms.file(str(s.file)), 1, s.reason) for s in skipped]
+    outcome.skips += [Skip("row", str(line), 1, reason) for line, reason in lesions.problems]
+    absent = sorted(set(lesions.series) - {s.uid for s in found})
+    outcome.skips += [Skip("series", pseudonyms.series(uid), 1, "listed, but not among the scans") for uid in absent]
+    wanted = [
+        replace(s, patient_id=lesions.patients.get(s.uid, s.patient_id))
+        for s in sorted(found, key=lambda s: s.uid)
+        if s.uid in lesions.series
+    ]
     outcome.notes["series without a listed lesion, left out"] = len(found) - len(wanted)
-    outcome.notes["listed series that is not in the folders"] = len(set(lesions) - {s.uid for s in found})
     if not wanted:
         raise ValueError(
-            f"none of the {len(lesions)} series in the lesion list is among the {len(found)} found; "
+            f"none of the {len(lesions.series)} series in the lesion list is among the {len(found)} found; "
             "the seriesuid column must hold SeriesInstanceUIDs, or file names without suffix for NIfTI and MetaImage"
         )
-    labels = sorted({lesion.label for s in wanted for lesion in lesions[s.uid]})
-    if config.background and BACKGROUND in labels:
-        raise ValueError(f"class {BACKGROUND!r} in the lesion list is the name of lesion-free patches; rename it or use --background 0")
-    classes = (*labels, BACKGROUND) if config.background else tuple(labels)
+    jobs = [
+        Job(s, lesions.series[s.uid], config, parts / part_name(s, lesions.series[s.uid], config, pseudonyms)) for s in wanted
+    ]  # fmt: skip
+    before = sum(job.part.exists() for job in jobs)
+    if before:
+        warn(f"{before} of {len(jobs)} series were cut by an earlier run")
+    cut: list[Job] = []
+    labels: set[str] = set()
+    for job, result in zip(jobs, track(workers.map(run_job, jobs), "series", len(jobs)), strict=True):
+        uid = pseudonyms.series(job.series.uid)
+        outcome.notes.update(dict(result.notes))
+        outcome.skips += [Skip("lesion", uid, count, reason) for reason, count in result.left_out]
+        if result.error:
+            warn(f"skipped series: {result.error}")
+            outcome.skips.append(Skip("series", uid, 1, result.reason))
+        if result.labels:
+            cut.append(job)
+            labels.update(result.labels)
+    _refuse(outcome, cut, strict)
     spec = PatchSpec(
         shape=config.shape, spacing_mm=(config.spacing_mm,) * len(config.shape), window=config.window,
-        classes=classes, background=BACKGROUND if config.background else None,
+        classes=(*sorted(labels - {BACKGROUND}), *({BACKGROUND} & labels)), background=BACKGROUND if BACKGROUND in labels else None,
+        resampling="linear, in the nearest axial slice" if len(config.shape) == 2 else "trilinear",
     )  # fmt: skip
-    writer = PatchWriter(out, spec)
-    names: dict[str, str] = {}  # patient id -> pseudonym
-    jobs = [(s, lesions[s.uid]) for s in wanted]
-    for (series, _), cutting in zip(jobs, track(map_processes(partial(_cut_job, config=config), jobs, processes), len(jobs)), strict=True):
-        if isinstance(cutting, str):
-            warn(f"skipped series: {cutting}")
-            outcome.notes["series that cannot be read, skipped"] += 1
-            continue
-        patches, notes = cutting
-        outcome.notes.update(notes)
-        patient, uid = pseudonyms.patient(series.patient_id), pseudonyms.series(series.uid)
-        if patches:
-            outcome.series += 1
-            names[series.patient_id] = patient
-        for hu, lesion in patches:
-            diameter = lesion.diameter_mm if lesion.label != BACKGROUND else None
-            writer.add(Patch(hu, patient, uid, lesion.label, diameter, lesion.center_mm))
-    if not writer.rows:
-        raise ValueError("no patch could be cut: " + ("; ".join(f"{n} x {what}" for what, n in outcome.notes.items() if n)))
-    # by the patients' own ids, so that the split does not change with the pseudonym key
-    splits = split_by_patient(names, config.seed, config.validation, config.test)
-    writer.finish({names[patient_id]: split for patient_id, split in splits.items()})
-    outcome.patients = set(names.values())
-    outcome.patches.update((row.split, row.label) for row in writer.rows)
-    outcome.notes = Counter({what: n for what, n in outcome.notes.items() if n})
+    _write(out, spec, cut, pseudonyms, outcome)
     return outcome
 
 
-def cut_series(series: Series, lesions: list[Lesion], config: CutConfig) -> tuple[list[tuple[np.ndarray, Lesion]], Counter[str]]:
-    """The patches of one series, with what each shows, and what was left out.
-
-    Raises ValueError or OSError when the series cannot be read.
-    """
-    volume = read_volume(series).axial()
-    notes: Counter[str] = Counter()
-    inside = [lesion for lesion in lesions if volume.contains(volume.index_of(lesion.center_mm))]
-    notes["lesion outside its volume, left out (are the coordinates LPS, in mm?)"] = len(lesions) - len(inside)
-    patches = []
-    for lesion in inside:
-        for center_mm in _centres(volume, lesion, config):
-            patches.append((cut(volume, center_mm, config.shape, config.spacing_mm), lesion))
-    if config.background and inside:
-        try:
-            lung = lung_mask(volume)
-        except ValueError:
-            notes["series without a lung mask: no background patches from it"] += 1
-            return patches, notes
-        notes[OFF_LUNG] = sum(not _touches(lung, volume, lesion) for lesion in inside)
-        for center_mm in _background(lung, volume, inside, config):
-            patch = cut(volume, center_mm, config.shape, config.spacing_mm)
-            patches.append((patch, Lesion(center_mm, 1.0, BACKGROUND)))
-    return patches, notes
-
-
-def _cut_job(job: tuple[Series, list[Lesion]], config: CutConfig):
-    try:
-        return cut_series(*job, config)
-    except (ValueError, OSError) as error:
-        return str(error)
+def _write(out: Path, spec: PatchSpec, jobs: Sequence[Job], pseudonyms: Pseudonyms, outcome: Outcome) -> None:
+    """The patch folder, series by series from their parts, with series.csv and skipped.csv."""
+    config = jobs[0].config
+    # by the patients' own ids, so that the split does not change with the pseudonym key
+    splits = split_by_patient({job.series.patient_id for job in jobs}, config.seed, config.validation, config.test)
+    writer = PatchWriter(out, spec)
+    with open(out / "series.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(SERIES_COLUMNS)
+        for job in jobs:
+            patient, uid = pseudonyms.patient(job.series.patient_id), pseudonyms.series(job.series.uid)
+            cutting = read_part(job.part)
+            split = splits[job.series.patient_id]
+            table.writerow([uid, patient, *_facts(cutting)])
+            for one in cutting.cuts:
+                diameter = None if one.lesion.label == BACKGROUND else one.lesion.diameter_mm
+                writer.add(Patch(one.hu, patient, uid, one.lesion.label, diameter, one.lesion.center_mm, split, padded=one.padded))
+                outcome.patches[split, one.lesion.label] += 1
+    writer.finish()
+    with open(out / "skipped.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([[f.name for f in fields(Skip)], *(astuple(skip) for skip in outcome.skips)])
+    outcome.patients, outcome.series = len(splits), len(jobs)
+    outcome.notes = +outcome.notes
 
 
-def _centres(volume: Volume, lesion: Lesion, config: CutConfig) -> list[tuple[float, float, float]]:
-    """The lesion's centre; for several axial slices also the points above and below it, nearest first."""
-    if len(config.shape) == 3 or config.slices == 1:
-        return [lesion.center_mm]
-    centre = volume.index_of(lesion.center_mm)
-    middle = round(float(np.clip(centre[0], 0, volume.hu.shape[0] - 1)))
-    reach = lesion.diameter_mm / 4 / volume.spacing_mm[0]
-    near = sorted(range(volume.hu.shape[0]), key=lambda k: abs(k - centre[0]))
-    slices = [k for k in near if k == middle or abs(k - centre[0]) <= reach][: config.slices]
-    return [volume.point_at(np.array([k, *centre[1:]])) for k in slices]
+def _facts(cutting: Cutting) -> list[object]:
+    made = cutting.acquisition
+    slices, rows, columns = cutting.shape
+    step_mm, row_mm, column_mm = cutting.spacing_mm
+    thickness = "" if made.slice_thickness_mm is None else f"{made.slice_thickness_mm:g}"
+    return [made.format, made.manufacturer, made.model, made.kernel, slices, rows, columns, f"{(row_mm + column_mm) / 2:.4g}",
+            f"{step_mm:.4g}", thickness]  # fmt: skip
 
 
-def _touches(lung: np.ndarray, volume: Volume, lesion: Lesion) -> bool:
-    """Whether there is lung inside the lesion's sphere, or up to 5 mm from it."""
-    reach = (lesion.diameter_mm / 2 + 5) / np.array(volume.spacing_mm)
-    centre = volume.index_of(lesion.center_mm)
-    low = np.clip(np.floor(centre - reach).astype(int), 0, None)
-    high = np.ceil(centre + reach).astype(int) + 1
-    return bool(lung[tuple(map(slice, low, high))].any())
+def _refuse(outcome: Outcome, cut: Sequence[Job], strict: bool) -> None:
+    """ValueError when nothing was cut, or when something was left out although that was not to be."""
+    reasons: Counter[str] = Counter()
+    for skip in outcome.skips:
+        reasons[skip.reason] += skip.count
+    told = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(5))
+    if strict and outcome.skips:
+        raise ValueError(f"--strict: {reasons.total()} left out: {told}")
+    if not cut:
+        raise ValueError(f"no patch could be cut: {told or 'no lesion'}")
 
 
-def _background(lung: np.ndarray, volume: Volume, lesions: list[Lesion], config: CutConfig) -> list[tuple[float, float, float]]:
-    """Points in the lung whose patch holds no part of a lesion."""
-    seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{volume.series_uid}".encode()).digest()[:8])
-    rng = np.random.default_rng(seed)
-    inside = np.flatnonzero(lung)
-    reach_mm = np.array(config.shape[-2:]).max() * config.spacing_mm / 2
-    centres = np.array([lesion.center_mm for lesion in lesions])
-    radii = np.array([lesion.diameter_mm / 2 for lesion in lesions])
-    points: list[tuple[float, float, float]] = []
-    for place in rng.choice(inside, size=min(len(inside), 200 * config.background * len(lesions)), replace=False):
-        point = volume.point_at(np.array(np.unravel_index(place, volume.hu.shape)))
-        if (np.abs(centres - point).max(axis=1) > reach_mm + radii).all():
-            points.append(point)
-        if len(points) == config.background * len(lesions):
-            break
-    return points
-
-
-def _files(source: Path) -> Iterator[Path]:
-    if source.is_file():
-        yield source
-        return
-    if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such file or folder")
-    for folder, folders, names in os.walk(source):
-        folders.sort()
-        yield from (Path(folder) / name for name in sorted(names))
+def _tell_files(skipped: Sequence[Skipped], warn: Callable[[str], None]) -> None:
+    """One line a folder and reason: a folder of a thousand MR slices is one line."""
+    groups: dict[tuple[str, str], list[Skipped]] = {}
+    for s in skipped:
+        groups.setdefault((s.file.folder, s.reason), []).append(s)
+    for (folder, reason), group in groups.items():
+        warn(f"skipped {group[0].file if len(group) == 1 else f'{len(group)} files in {folder}'}: {reason}")

@@ -65,10 +65,10 @@ def write_preview(hu: np.ndarray, window: Window, file: Path, columns: int = 8, 
 def write_folder_preview(path: Path, count: int = 64) -> None:
     """preview.png in a patch folder: lesion patches spread evenly over it, class by class."""
     folder = PatchFolder.open(path)
-    lesions = sorted(folder.select(classes=folder.lesion_classes), key=lambda n: folder.rows[n].label)
+    lesions = np.concatenate([np.empty(0, np.int64), *(folder.select(classes=[label]) for label in sorted(folder.lesion_classes))])
     spread = np.linspace(0, len(lesions) - 1, min(count, len(lesions))).astype(int)
     if len(spread):
-        write_preview(folder.hu([lesions[n] for n in spread]), folder.window, path / "preview.png")
+        write_preview(folder.hu(lesions[spread]), folder.window, path / "preview.png")
 
 
 def _as_volume(hu: np.ndarray, spacing_mm: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -17,8 +19,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     Raises FileExistsError when `path` is already there, unless it is an empty folder.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path}: exists already; remove it or choose another --out")
+    _check_free(path)
     with _partial_folder(path) as folder:
         yield folder
         folder.replace(path)
@@ -39,6 +40,56 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def resumable_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
+    """A folder to fill, and one beside it for parts of the work: the first becomes `path` when the block ends well.
+
+    When it does not, the parts stay, also after a kill, and are found again by the next call with the same path.
+    Raises FileExistsError as new_folder does, and when another process is at work on the same path.
+    """
+    import fcntl
+
+    path = Path(path)
+    _check_free(path)
+    work = path.parent / f".{path.name}.parts"
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(f"{path}: another process is making it at this moment") from None
+        parts, folder = work / "parts", work / "folder"
+        parts.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder, parts
+            folder.replace(path)
+        except Exception as error:
+            raise _told_full(error, path) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if path.exists() or not any(parts.iterdir()):
+                shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file open for writing that becomes `path`, in place of what was there, when the block ends well."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path}: exists already; remove it or choose another --out")
+
+
+@contextmanager
 def _partial_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` that is gone when the block ends, however it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,14 +98,14 @@ def _partial_folder(path: Path) -> Iterator[Path]:
         folder.chmod(0o755)
         yield folder
     except Exception as error:
-        if _disk_is_full(error):
-            raise OSError(errno.ENOSPC, "the disk is full; nothing was kept, free some space or choose another place", str(path)) from None
-        raise
+        raise _told_full(error, path) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _disk_is_full(error: Exception) -> bool:
-    """NumPy and pydicom put the system's error into words of their own."""
+def _told_full(error: Exception, path: Path) -> Exception:
+    """The error itself, or one that says plainly that the disk is full: NumPy and pydicom have words of their own for it."""
     told = str(error)
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in told or "Not enough free space" in told
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in told or "Not enough free space" in told:
+        return OSError(errno.ENOSPC, "the disk is full; free some space or choose another place", str(path))
+    return error

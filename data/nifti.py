@@ -2,46 +2,97 @@
 
 from __future__ import annotations
 
+import gzip
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from data.volume import Volume, spacing_of
+from data.acquisition import Acquisition
+from data.sources import DEFLATE_RATIO, Source, Unreadable, memory_bytes
+from data.volume import AIR_HU, PADDING_HU, Volume, spacing_of
 
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_HEADER_BYTES = 1 << 20
+"""What a header with its extensions may take."""
+_LEAST_CONTRAST_HU = 50
+"""A CT spans more than this from its darkest to its brightest voxel; values scaled to [-1, 1] do not."""
 
 
-def read_nifti(path: Path) -> Volume:
-    """One HU volume. Raises ValueError naming the file and what is wrong with it.
+def read_nifti(source: Source) -> Volume:
+    """One HU volume. Raises Unreadable naming the file and what is wrong with it.
 
-    Refused: four dimensions, NaN, no affine, sheared affine, values without air (already windowed).
+    Refused: four dimensions, NaN, no affine, sheared affine, more voxels than the file or the memory can hold,
+    values without air or contrast (already windowed).
     """
-    try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Pair):
-            raise ValueError(f"{path}: {type(image).__name__}, not NIfTI")
-        values = np.asarray(image.dataobj)
-        scale = _MM[image.header.get_xyzt_units()[0]]
-        sform, sform_code = image.get_sform(coded=True)
-        qform, qform_code = image.get_qform(coded=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # nibabel raises many kinds on damaged files
-        raise ValueError(f"{path}: not a whole NIfTI file ({' '.join(str(error).split())})") from None
+    values, affine = read_nifti_values(source)
+    return Volume(as_hu(source, values), checked_spacing(source, affine), affine, stem(source), acquisition=Acquisition("NIfTI"))
+
+
+def read_nifti_values(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """The values (K, J, I) as the file scales them, and the index-to-LPS affine (4, 4); of a scan or of a mask."""
+    with source.local() as path, _quiet():
+        try:
+            image = nib.load(path)
+            if not isinstance(image, nib.Nifti1Pair):
+                raise ValueError(f"{type(image).__name__}, not NIfTI")
+            shape = image.shape
+            voxel_bytes = image.header.get_data_dtype().itemsize
+            packed = path.stat().st_size if path.name.lower().endswith(".gz") else None
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # nibabel raises many kinds on damaged files
+            raise Unreadable(source, "not a whole NIfTI file", str(error)) from None
+        check_size(source, shape, voxel_bytes, packed)
+        try:
+            if packed is not None and isinstance(image, nib.Nifti1Image):  # nibabel stops before the checksum at the end
+                image = type(image).from_bytes(_gunzipped(path, math.prod(shape) * voxel_bytes + _HEADER_BYTES))
+            values = np.asarray(image.dataobj)
+            scale = _MM[image.header.get_xyzt_units()[0]]
+            sform, sform_code = image.get_sform(coded=True)
+            qform, qform_code = image.get_qform(coded=True)
+        except Exception as error:
+            raise Unreadable(source, "not a whole NIfTI file", str(error)) from None
     if not sform_code and not qform_code:
-        raise ValueError(f"{path}: neither sform nor qform is set, so its orientation is unknown")
+        raise Unreadable(source, "neither sform nor qform is set, so its orientation is unknown (sform_code, qform_code)")
     corners = np.array([[0, 0, 0, 1], [*values.shape[:3], 1]], dtype=float) if values.ndim >= 3 else np.zeros((2, 4))
-    if sform_code and qform_code and np.abs(corners @ (sform - qform).T).max() * scale > 1:
-        raise ValueError(f"{path}: sform and qform place its corners more than 1 mm apart; one of them is wrong")
+    if sform_code and qform_code and not np.abs(corners @ (sform - qform).T).max() * scale <= 1:
+        raise Unreadable(source, "sform and qform place its corners more than 1 mm apart; one of them is wrong")
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != 3:
-        raise ValueError(f"{path}: shape {values.shape}, want three dimensions")
+        raise Unreadable(source, "has not three dimensions", f"shape {values.shape}")
     to_lps = _RAS @ np.diag([scale, scale, scale, 1.0]) @ image.affine
-    affine = to_lps[:, [2, 1, 0, 3]]  # our index order is k, j, i
-    return Volume(as_hu(path, values.T), checked_spacing(path, affine), affine, stem(path))
+    return values.T, to_lps[:, [2, 1, 0, 3]]  # our index order is k, j, i
+
+
+def _gunzipped(path: Path, most: int) -> bytes:
+    """All of a gzip file, its checksum checked; ValueError when it holds more than `most` bytes."""
+    with gzip.open(path) as file:
+        content = file.read(most)
+        if file.read(1):
+            raise ValueError("it holds more than its dimensions ask for")
+    return content
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without nibabel's remarks on a header: what is used of it is checked here, in our own words."""
+    logger = logging.getLogger("nibabel.global")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def write_nifti(hu: np.ndarray, affine: np.ndarray, path: Path) -> None:
@@ -53,33 +104,46 @@ def write_nifti(hu: np.ndarray, affine: np.ndarray, path: Path) -> None:
     nib.save(image, path)
 
 
-def as_hu(path: Path, values: np.ndarray) -> np.ndarray:
-    """int16 of the same shape; ValueError where values cannot be the HU of a CT with air in it."""
-    if values.size == 0:
-        raise ValueError(f"{path}: holds no voxel")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{path}: holds NaN or infinite values")
-    if values.min() < -32768 or values.max() > 32767:
-        raise ValueError(f"{path}: values from {values.min():g} to {values.max():g} are no HU")
-    if values.min() >= 0:
-        raise ValueError(f"{path}: values from {values.min():g} to {values.max():g}, none below 0 HU; already windowed?")
-    return np.rint(values).astype(np.int16)
+def check_size(source: Source, shape: Sequence[int], voxel_bytes: int, packed_bytes: int | None) -> None:
+    """Unreadable when a header asks for more than can be there: in memory, or unpacked from so many bytes."""
+    size = math.prod(int(n) for n in shape) * voxel_bytes
+    if min(shape, default=0) < 1:
+        raise Unreadable(source, "its dimensions hold no voxel", f"{tuple(shape)}")
+    if packed_bytes is not None and size > DEFLATE_RATIO * packed_bytes:
+        raise Unreadable(source, "its dimensions ask for more voxels than the file can hold", f"{size} bytes out of {packed_bytes}")
+    if 3 * size > memory_bytes():  # as stored, scaled, and as HU
+        raise Unreadable(source, "its dimensions ask for more than this machine's memory", f"{tuple(shape)}, {size / 2**30:.1f} GiB")
 
 
-def checked_spacing(path: Path, affine: np.ndarray) -> tuple[float, float, float]:
-    """Spacing in mm along k, j, i; ValueError when the axes are not perpendicular or have no length."""
+def as_hu(source: Source, values: np.ndarray) -> np.ndarray:
+    """int16 of the same shape; padding as AIR_HU. Unreadable where values cannot be the HU of a CT with air in it."""
+    if values.dtype.kind not in "iuf":
+        raise Unreadable(source, "its values are not real numbers", str(values.dtype))
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():  # both are NaN when one voxel is
+        raise Unreadable(source, "holds NaN or infinite values")
+    if low < -32768 or high > 32767:
+        raise Unreadable(source, "its values are no HU", f"{low:g} to {high:g}")
+    if low >= 0 or high - low < _LEAST_CONTRAST_HU:
+        raise Unreadable(source, "its values are no HU: none below 0, or hardly any contrast; already windowed?", f"{low:g} to {high:g}")
+    hu = values if values.dtype == np.int16 else np.rint(values).astype(np.int16)
+    return np.where(hu < PADDING_HU, np.int16(AIR_HU), hu) if low < PADDING_HU else hu
+
+
+def checked_spacing(source: Source, affine: np.ndarray) -> tuple[float, float, float]:
+    """Spacing in mm along k, j, i; Unreadable when the axes are not perpendicular or have no length."""
     spacing = spacing_of(affine)
-    if not np.isfinite(affine).all() or min(spacing) <= 0:
-        raise ValueError(f"{path}: affine is singular or not finite")
+    if not np.isfinite(affine).all() or min(spacing) <= 1e-6 or max(spacing) > 1000:
+        raise Unreadable(source, "its affine is singular or not finite, or its spacing makes no sense")
     unit = affine[:3, :3] / np.array(spacing)
     if np.abs(unit.T @ unit - np.eye(3)).max() > 0.01:
-        raise ValueError(f"{path}: affine is sheared (gantry tilt?); resample the volume first")
+        raise Unreadable(source, "its affine is sheared or singular (gantry tilt?); resample the volume first")
     return spacing
 
 
-def stem(path: Path) -> str:
+def stem(source: Source | Path) -> str:
     """The file's name without its suffixes: how a lesion list names a NIfTI or MetaImage volume."""
-    name = path.name
+    name = source.name
     for suffix in (".gz", ".nii", ".mha", ".mhd"):
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
     return name

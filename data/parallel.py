@@ -1,26 +1,53 @@
-"""One function over many inputs, by several processes, results in order."""
+"""One function over many inputs, by several processes or by a Dask cluster, results in order."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def map_processes(function: Callable[[In], Out], inputs: Sequence[In], processes: int = 0) -> Iterator[Out]:
-    """function(x) for each x, in order; processes: 0 for one a core, 1 for this process itself."""
-    processes = min(processes or os.cpu_count() or 1, len(inputs))
+def map_processes(function: Callable[[In], Out], inputs: Sequence[In], processes: int = 0, scheduler: str | None = None) -> Iterator[Out]:
+    """function(x) for each x, in order.
+
+    processes: 0 for one a core, 1 for this process itself. scheduler: the address of a Dask scheduler, such as
+    tcp://head:8786, whose workers do it instead; they must see the same files. Raises OSError when a worker dies.
+    """
+    if scheduler:
+        yield from _on_cluster(function, inputs, scheduler)
+        return
+    processes = min(processes or len(os.sched_getaffinity(0)), len(inputs))
     if processes <= 1:
         yield from map(function, inputs)
         return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # an interrupt is this process's to handle; the workers are told when to stop
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    with pool:
         try:
             yield from pool.map(function, inputs)
+        except BrokenProcessPool:
+            raise OSError("a worker process was killed, perhaps for want of memory; try fewer --processes") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _on_cluster(function: Callable[[In], Out], inputs: Sequence[In], scheduler: str) -> Iterator[Out]:
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ValueError("--scheduler needs Dask: pip install 'lesiongan[cluster]'") from None
+    with Client(scheduler, timeout="10s", set_as_default=False) as client:
+        futures = client.map(function, inputs, pure=False)
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            client.cancel(futures)

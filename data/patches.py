@@ -1,34 +1,40 @@
 """Patches of HU and the folder they live in: one format for real and synthetic, 2-D and 3-D.
 
     dataset.json   what all patches share: shape, spacing_mm, window, unit, classes, content hash
-    patches.csv    one row a patch
+    patches.csv    one row a patch, see `patch_table`
     shards/*.npy   int16 (rows, *shape), memory-mapped
 
 Values are HU; windowing to [-1, 1] happens on reading. A set imported from gray-level pictures
 whose window nobody stated has unit "gray": its values are the gray levels themselves.
+
+Writing and reading pixels takes the same memory and as many open files for a million patches as for a thousand.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
+from data.patch_table import COLUMNS, SPLITS, PatchRow, PatchTable, check_name, read_table
 from data.preprocess import Window, check_window, to_unit
 
-FORMAT = {"format": "lesiongan patch folder", "version": 1}
-SHARD_ROWS = 4096
-SPLITS = ("train", "validation", "test", "synthetic")
-COLUMNS = (
-    "id", "patient", "series", "class", "diameter_mm", "center_x_mm", "center_y_mm", "center_z_mm", "split", "shard", "row",
-)  # fmt: skip
+FORMAT = {"format": "lesiongan patch folder", "version": 2}
+SHARD_BYTES = 64 * 2**20
+"""The most pixels in a shard, so also what a writer keeps in memory."""
+SHARD_ROWS = 32_768
+OPEN_SHARDS = 64
+"""How many shards a folder keeps open; beyond, the one not used for longest is closed."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class PatchSpec:
     shape: (H, W) or (D, H, W). spacing_mm: along each axis of shape, None where unknown.
     window: the HU shown as -1 and +1. unit: "HU", or "gray" when no window was stated.
     background: the class of lesion-free patches, if any. origin: where the patches come from.
+    resampling: in words, how the source's voxels became these.
     """
 
     shape: tuple[int, ...]
@@ -47,11 +54,15 @@ class PatchSpec:
     unit: Literal["HU", "gray"] = "HU"
     background: str | None = None
     origin: Literal["real", "synthetic"] = "real"
+    resampling: str = "none"
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch to be written: int16 HU of the folder's shape, pseudonyms, and what is known of its lesion."""
+    """One patch to be written: int16 HU of the folder's shape, pseudonyms, and what is known of its lesion.
+
+    split: one of SPLITS. padded: the share of its voxels that lie outside the scan, 0 to 1. id: its number in the folder unless given.
+    """
 
     hu: np.ndarray
     patient: str
@@ -59,35 +70,24 @@ class Patch:
     label: str
     diameter_mm: float | None = None
     center_mm: tuple[float, float, float] | None = None
-    split: str | None = None
+    split: str = ""
+    _: KW_ONLY
+    padded: float = 0.0
     id: str | None = None
 
 
-class PatchRow(NamedTuple):
-    """One row of patches.csv."""
-
-    id: str
-    patient: str
-    series: str
-    label: str
-    diameter_mm: float | None
-    center_mm: tuple[float, float, float] | None
-    split: str
-    shard: int
-    row: int
-
-
 class PatchFolder:
-    """A patch folder, open for reading. Shards stay on disk until their patches are asked for."""
+    """A patch folder, open for reading; `rows` is its table. Pixels stay on disk until they are asked for."""
 
-    def __init__(self, path: Path, spec: PatchSpec, content_hash: str, rows: list[PatchRow]):
+    def __init__(self, path: Path, spec: PatchSpec, content_hash: str, rows: PatchTable):
         self.path, self.spec, self.content_hash, self.rows = path, spec, content_hash, rows
-        self._shard = np.array([row.shard for row in rows], dtype=np.int64)
-        self._row = np.array([row.row for row in rows], dtype=np.int64)
-        self._shards = [_open_shard(path, n, spec.shape) for n in range(int(self._shard.max(initial=-1)) + 1)]
-        for row in rows:
-            if row.row >= len(self._shards[row.shard]):
-                raise ValueError(f"{path}: patch {row.id} is missing from its shard; the folder is damaged")
+        numbers, places = np.unique(rows.shard, return_inverse=True)
+        last = np.zeros(len(numbers), np.int64)
+        np.maximum.at(last, places, rows.row)
+        for number, row in zip(numbers.tolist(), last.tolist(), strict=True):
+            if row >= len(_open_shard(path, spec.shape, number)):
+                raise ValueError(f"{path}: patch {row} of shard {number} is missing; the folder is damaged")
+        self._shard = lru_cache(OPEN_SHARDS)(partial(_open_shard, path, spec.shape))
 
     @classmethod
     def open(cls, path: str | Path) -> PatchFolder:
@@ -104,6 +104,8 @@ class PatchFolder:
         except ValueError as error:
             raise ValueError(f"{path / 'dataset.json'}: not JSON ({error})") from None
         if not isinstance(meta, dict) or {k: meta.get(k) for k in FORMAT} != FORMAT:
+            if isinstance(meta, dict) and meta == {**meta, **FORMAT, "version": 1}:
+                raise ValueError(f"{path}: this patch folder was made by an older version; prepare it again")
             raise ValueError(f"{path / 'dataset.json'}: not a patch folder of version {FORMAT['version']}")
         try:
             spec = PatchSpec(
@@ -114,11 +116,12 @@ class PatchFolder:
                 unit=meta["unit"],
                 background=meta["background"],
                 origin=meta["origin"],
+                resampling=str(meta["resampling"]),
             )
             content_hash = str(meta["content_sha256"])
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{path / 'dataset.json'}: missing or malformed {error}") from None
-        return cls(path, spec, content_hash, _read_rows(path / "patches.csv", spec))
+        return cls(path, spec, content_hash, read_table(path / "patches.csv", spec.classes))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -151,15 +154,15 @@ class PatchFolder:
         """int16 (N, *shape): the patches at these indices of `rows`."""
         indices = np.asarray(indices, dtype=np.int64)
         out = np.empty((len(indices), *self.shape), np.int16)
-        for shard in np.unique(self._shard[indices]):
-            here = self._shard[indices] == shard
-            out[here] = self._shards[shard][self._row[indices[here]]]
+        shards, rows = self.rows.shard[indices], self.rows.row[indices]
+        order = np.lexsort((rows, shards))  # as they lie on the disk
+        for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1) if len(order) else ():
+            out[places] = self._shard(int(shards[places[0]]))[rows[places]]
         return out
 
     def select(self, *, splits: Iterable[str] = SPLITS, classes: Iterable[str] | None = None) -> np.ndarray:
         """int64 (N,): indices of the rows in these splits and classes (all of them by default)."""
-        splits, wanted = set(splits), set(self.classes if classes is None else classes)
-        return np.array([n for n, row in enumerate(self.rows) if row.split in splits and row.label in wanted], np.int64)
+        return self.rows.where(set(splits), set(self.classes if classes is None else classes))
 
     @property
     def lesion_classes(self) -> tuple[str, ...]:
@@ -168,7 +171,10 @@ class PatchFolder:
 
     def verify(self) -> None:
         """Reads every byte; raises ValueError when the content is not what was written."""
-        if _content_hash(self.path) != self.content_hash:
+        digest = hashlib.sha256()
+        for file in [*sorted((self.path / "shards").glob("*.npy")), self.path / "patches.csv"]:
+            digest.update(_file_hash(file))
+        if digest.hexdigest() != self.content_hash:
             raise ValueError(f"{self.path}: its content does not match its hash; the folder was damaged or edited")
 
 
@@ -186,61 +192,81 @@ class WindowedPatches:
 
 
 class PatchWriter:
-    """Writes a patch folder into an empty folder (see files.new_folder), a shard at a time."""
+    """Writes a patch folder into an empty folder (see files.new_folder), a shard at a time.
+
+    patches: (split, class) -> how many so far. patients: pseudonym -> split of the real ones so far.
+    """
 
     def __init__(self, path: Path, spec: PatchSpec):
         check_window(spec.window)
         for name in spec.classes:
             check_label(name)
         self.path, self.spec = path, spec
-        self.rows: list[PatchRow] = []
-        self._pending: list[np.ndarray] = []
-        self._shards = 0
+        self.patches: Counter[tuple[str, str]] = Counter()
+        self.patients: dict[str, str] = {}
+        self._count = self._shards = self._pending = 0
+        rows = min(SHARD_ROWS, max(1, SHARD_BYTES // (2 * math.prod(spec.shape))))
+        self._pixels = np.empty((rows, *spec.shape), np.int16)
+        self._lines = io.StringIO()
+        self._table_hash, self._content = hashlib.sha256(), hashlib.sha256()
+        csv.writer(self._lines, lineterminator="\n").writerow(COLUMNS)
         (path / "shards").mkdir()
 
     def add(self, patch: Patch) -> None:
-        """Appends one patch; its split may still be open (see finish)."""
+        """Appends one patch. Raises ValueError when it does not fit the folder, or its patient is in another split already."""
+        self._check(patch)
+        row = PatchRow(
+            patch.id or f"{self._count:06d}", patch.patient, patch.series, patch.label, patch.diameter_mm, patch.center_mm,
+            patch.padded, patch.split, self._shards, self._pending,
+        )  # fmt: skip
+        csv.writer(self._lines, lineterminator="\n").writerow(row.cells())
+        self._pixels[self._pending] = patch.hu
+        self._count, self._pending = self._count + 1, self._pending + 1
+        self.patches[patch.split, patch.label] += 1
+        if self._pending == len(self._pixels):
+            self._flush()
+
+    def _check(self, patch: Patch) -> None:
         if patch.hu.shape != self.spec.shape or patch.hu.dtype != np.int16:
             raise ValueError(f"patch is {patch.hu.dtype}{patch.hu.shape}, the folder holds int16{self.spec.shape}")
         if patch.label not in self.spec.classes:
             raise ValueError(f"class {patch.label!r} is not one of {', '.join(self.spec.classes)}")
-        number = len(self.rows)
-        self.rows.append(
-            PatchRow(
-                patch.id or f"{number:06d}",
-                patch.patient,
-                patch.series,
-                patch.label,
-                patch.diameter_mm,
-                patch.center_mm,
-                patch.split or "",
-                self._shards,
-                len(self._pending),
+        if patch.split not in SPLITS:
+            raise ValueError(f"split {patch.split!r} is not one of {', '.join(SPLITS)}")
+        for what, name in (("id", patch.id), ("patient", patch.patient), ("series", patch.series)):
+            if name is not None:
+                check_name(what, name)
+        numbers = (patch.diameter_mm or 0, *(patch.center_mm or ()))
+        if not (all(map(math.isfinite, numbers)) and 0 <= patch.padded <= 1):
+            raise ValueError(
+                f"diameter {patch.diameter_mm}, centre {patch.center_mm}, padded {patch.padded}: want mm, and a share from 0 to 1"
             )
-        )
-        self._pending.append(patch.hu)
-        if len(self._pending) == SHARD_ROWS:
-            self._flush()
+        # a synthetic patch has no patient: remembering its pseudonym would take memory for every patch
+        if patch.split != "synthetic" and self.patients.setdefault(patch.patient, patch.split) != patch.split:
+            raise ValueError(
+                f"patient {patch.patient} would be in the splits {self.patients[patch.patient]} and {patch.split}; "
+                "splits must not share patients"
+            )
 
     def _flush(self) -> None:
-        np.save(self.path / "shards" / f"{self._shards:05d}.npy", np.stack(self._pending))
-        self._shards, self._pending = self._shards + 1, []
+        """Puts the pending pixels and their rows on the disk."""
+        shard = self.path / "shards" / f"{self._shards:05d}.npy"
+        np.save(shard, self._pixels[: self._pending])
+        self._content.update(_file_hash(shard))
+        lines = self._lines.getvalue().encode()
+        with open(self.path / "patches.csv", "ab") as table:
+            table.write(lines)
+        self._table_hash.update(lines)
+        self._shards, self._pending, self._lines = self._shards + 1, 0, io.StringIO()
 
-    def finish(self, split_of: Mapping[str, str] | None = None) -> None:
-        """Writes the table and dataset.json. split_of: patient -> split, for patches added without one."""
-        if not self.rows:
+    def finish(self) -> None:
+        """Writes what is pending, and dataset.json. Raises ValueError when there is no patch."""
+        if not self._count:
             raise ValueError("no patch to write")
         if self._pending:
             self._flush()
-        self.rows = rows = [row if row.split else row._replace(split=(split_of or {})[row.patient]) for row in self.rows]
-        with open(self.path / "patches.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(COLUMNS)
-            for row in rows:
-                centre = ["", "", ""] if row.center_mm is None else [f"{mm:.3f}" for mm in row.center_mm]
-                diameter = "" if row.diameter_mm is None else f"{row.diameter_mm:.2f}"
-                table.writerow([*row[:4], diameter, *centre, *row[6:]])
-        meta = {**FORMAT, **asdict(self.spec), "patches": len(rows), "content_sha256": _content_hash(self.path)}
+        self._content.update(self._table_hash.digest())
+        meta = {**FORMAT, **asdict(self.spec), "patches": self._count, "content_sha256": self._content.hexdigest()}
         (self.path / "dataset.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
@@ -267,37 +293,7 @@ def check_label(label: str) -> str:
     return label
 
 
-def _read_rows(path: Path, spec: PatchSpec) -> list[PatchRow]:
-    rows = []
-    with open(path, newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        if tuple(table.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path}: its columns are not {', '.join(COLUMNS)}")
-        for line, r in enumerate(table, 2):
-            try:
-                x, y, z = (float(r[f"center_{axis}_mm"] or "nan") for axis in "xyz")
-                centre = None if math.isnan(x) else (x, y, z)
-                diameter = float(r["diameter_mm"]) if r["diameter_mm"] else None
-                row = PatchRow(
-                    r["id"], r["patient"], r["series"], r["class"], diameter, centre, r["split"], int(r["shard"]), int(r["row"])
-                )  # fmt: skip
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}: line {line}: {error}") from None
-            if row.split not in SPLITS or row.label not in spec.classes or row.shard < 0 or row.row < 0:
-                raise ValueError(f"{path}: line {line}: unknown split, class or place in the shards")
-            rows.append(row)
-    if not rows:
-        raise ValueError(f"{path}: no patches in it")
-    split_of: dict[str, str] = {}
-    for row in rows:
-        if split_of.setdefault(row.patient, row.split) != row.split:
-            raise ValueError(
-                f"{path}: patient {row.patient} is in the splits {split_of[row.patient]} and {row.split}; splits must not share patients"
-            )
-    return rows
-
-
-def _open_shard(path: Path, number: int, shape: tuple[int, ...]) -> np.ndarray:
+def _open_shard(path: Path, shape: tuple[int, ...], number: int) -> np.ndarray:
     file = path / "shards" / f"{number:05d}.npy"
     try:
         shard = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -305,13 +301,10 @@ def _open_shard(path: Path, number: int, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"{file}: not a whole array file ({error})") from None
     if shard.dtype != np.int16 or shard.shape[1:] != shape:
         raise ValueError(f"{file}: holds {shard.dtype}{shard.shape[1:]}, dataset.json says int16{shape}")
-    return shard
+    return np.asarray(shard)  # still mapped, without the memmap class's cost at every index
 
 
-def _content_hash(path: Path) -> str:
-    """SHA-256 over patches.csv and the shards, in order."""
-    digest = hashlib.sha256()
-    for file in [path / "patches.csv", *sorted((path / "shards").glob("*.npy"))]:
-        with open(file, "rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
+def _file_hash(file: Path) -> bytes:
+    """SHA-256. A folder's content hash is the SHA-256 over those of its shards, in order, and of patches.csv."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()

@@ -77,7 +77,7 @@ def place_lesions(rng: np.random.Generator, room: Room, count: int) -> list[Lesi
 def spicules(rng: np.random.Generator, lesion: Lesion) -> np.ndarray:
     """Thin strands that leave a nodule in all directions; half the nodules have them."""
     count = int(rng.integers(12, 24)) if rng.random() < 0.5 else 0
-    radius, way = lesion.diameter_mm / 2, directions(rng, count)
+    radius, way = lesion.radius_mm, directions(rng, count)
     start = lesion.center_mm + 0.7 * radius * way
     end = lesion.center_mm + (radius + rng.uniform(3, 8, (count, 1))) * way
     return np.column_stack([start, end, rng.uniform(1.0, 1.6, count), np.full(count, 0.3)])
@@ -85,7 +85,7 @@ def spicules(rng: np.random.Generator, lesion: Lesion) -> np.ndarray:
 
 def paint_solid(rng: np.random.Generator, hu: np.ndarray, grid: Grid, lesion: Lesion, room: Room) -> None:
     """A lobulated soft-tissue nodule; one in six has a calcified grain."""
-    radius = lesion.diameter_mm / 2
+    radius = lesion.radius_mm
     shape = blob(rng, radius, rng.uniform(0.06, 0.2), 0.8)
     paint_local(hu, grid, lesion.center_mm, 1.6 * radius + 2, rng.uniform(20, 60), shape)
     if rng.random() < 1 / 6:
@@ -95,7 +95,7 @@ def paint_solid(rng: np.random.Generator, hu: np.ndarray, grid: Grid, lesion: Le
 
 def paint_ground_glass(rng: np.random.Generator, hu: np.ndarray, grid: Grid, lesion: Lesion, room: Room) -> None:
     """Haze of -640 to -420 HU: fluid takes part of the air's place, so vessels show through."""
-    radius = lesion.diameter_mm / 2
+    radius = lesion.radius_mm
     shape = blob(rng, radius, rng.uniform(0.1, 0.22), rng.uniform(0.3, 0.8) * radius)
     share = (rng.uniform(-640, -420) + 860) / (BLOOD_HU + 860)
     paint_local(hu, grid, lesion.center_mm, 2 * radius, BLOOD_HU, lambda o: share * shape(o))
@@ -103,7 +103,7 @@ def paint_ground_glass(rng: np.random.Generator, hu: np.ndarray, grid: Grid, les
 
 def paint_cystic(rng: np.random.Generator, hu: np.ndarray, grid: Grid, lesion: Lesion, room: Room) -> None:
     """A thin-walled air cyst with smaller ones near it, as in lymphangioleiomyomatosis."""
-    radius = lesion.diameter_mm / 2
+    radius = lesion.radius_mm
     cysts = [(np.array(lesion.center_mm), radius)]
     for way in directions(rng, int(rng.integers(4, 10))):
         small = rng.uniform(2.2, 2.8 + 0.35 * radius)

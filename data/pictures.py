@@ -77,11 +77,14 @@ def import_pictures(
     window = config.window
     if window is None:
         window = (0, 255) if first.dtype == np.uint8 else (-32768, 32767)
+    # by the patients' own names, so that the split does not change with the pseudonym key
+    splits = split_by_patient({p.patient for p in pictures if not p.split}, config.seed, *_fractions(pictures, config))
     writer = PatchWriter(
         out,
         PatchSpec(
             shape=shape, spacing_mm=None if config.spacing_mm is None else (config.spacing_mm,) * len(shape), window=window,
             classes=tuple(labels), unit=unit, background=config.background,
+            resampling="none" if shape == first.shape else "linear, smoothed before shrinking",
         ),
     )  # fmt: skip
     for picture in track(pictures, len(pictures)):
@@ -89,10 +92,9 @@ def import_pictures(
         if gray.shape != first.shape or gray.dtype != first.dtype:
             raise ValueError(f"{source}: one picture is {gray.dtype}{gray.shape}, the first is {first.dtype}{first.shape}")
         patient = pseudonyms.patient(picture.patient)
-        writer.add(Patch(_values(gray, config.window, shape), patient, patient.replace("p-", "s-"), picture.label, split=picture.split))
-    # by the patients' own names, so that the split does not change with the pseudonym key
-    splits = split_by_patient({p.patient for p in pictures if not p.split}, config.seed, *_fractions(pictures, config))
-    writer.finish({pseudonyms.patient(name): split for name, split in splits.items()})
+        split = picture.split or splits[picture.patient]
+        writer.add(Patch(_values(gray, config.window, shape), patient, patient.replace("p-", "s-"), picture.label, split=split))
+    writer.finish()
     return writer
 
 

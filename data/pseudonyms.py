@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 
@@ -25,8 +26,16 @@ class Pseudonyms:
         """Such as "s-5f0c1d2e3a4b5c6d"."""
         return f"s-{self._hash('series', series_uid)}"
 
+    def file(self, path: str) -> str:
+        """Such as "f-5f0c1d2e3a4b5c6d"."""
+        return f"f-{self._hash('file', path)}"
+
+    def fingerprint(self, text: str) -> str:
+        """64 hexadecimal digits that tell texts apart and do not give them away."""
+        return hmac.new(self._key, f"fingerprint\0{text}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
+
     def _hash(self, kind: str, name: str) -> str:
-        return hmac.new(self._key, f"{kind}\0{name}".encode(), hashlib.sha256).hexdigest()[:16]
+        return hmac.new(self._key, f"{kind}\0{name}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:16]
 
 
 def default_key_file() -> Path:
@@ -38,13 +47,25 @@ def default_key_file() -> Path:
 
 
 def read_or_make_key(file: Path) -> bytes:
-    """The key in the file; a new random one, readable by its owner alone, when there is no such file yet."""
+    """The key in the file; a new random one, readable by its owner alone, when there is no such file yet.
+
+    White space around it does not count, so an editor's last newline changes no pseudonym.
+    """
     try:
-        return file.read_bytes()
+        key = file.read_bytes().strip()
     except FileNotFoundError:
         file.parent.mkdir(parents=True, exist_ok=True)
         key = secrets.token_hex(32).encode()
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(key)
-        return key
+        # whole before it has its name, and of two processes that make one, the first counts
+        descriptor, partial = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as out:
+                out.write(key)
+            os.link(partial, file)
+        except FileExistsError:
+            key = file.read_bytes().strip()
+        except OSError:  # a file system without links
+            os.replace(partial, file)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    return key

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
+from data.acquisition import Acquisition
+
 AIR_HU = -1024
 """What a voxel without data holds: the bottom of the usual 12-bit CT scale."""
+
+PADDING_HU = -1500
+"""Nothing a scanner measures lies below this: what does is padding, declared or not, and becomes AIR_HU."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,17 @@ class Volume:
     affine: float64 (4, 4); affine @ (k, j, i, 1) is the voxel centre's (x, y, z, 1) in LPS mm.
     spacing_mm: distance of neighbouring voxel centres along k, j, i.
     series_uid: names the series in a lesion list; never written to an output as it is.
+    image_uids: the SOPInstanceUID of each slice along k, empty where the format has none; never written either.
+    acquisition: what the file tells of the scanner. notes: what was left out on reading, without identifiers.
     """
 
     hu: np.ndarray
     spacing_mm: tuple[float, float, float]
     affine: np.ndarray
     series_uid: str
+    image_uids: tuple[str, ...] = ()
+    acquisition: Acquisition | None = None
+    notes: tuple[str, ...] = ()
 
     def index_of(self, point_mm: tuple[float, float, float]) -> np.ndarray:
         """The fractional voxel index (k, j, i), float64 (3,), of an LPS point in mm."""
@@ -48,7 +58,7 @@ class Volume:
         """The same voxels with axes turned so that k grows to the head, j to the back, i to the left.
 
         Only permutes and flips, so no HU changes: a sagittally stored series becomes axial,
-        and an oblique one is turned to the nearest axes.
+        and an oblique one is turned to the nearest axes. Slices may be turned too, so image_uids are left out.
         """
         to_ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine
         now = nib.orientations.io_orientation(to_ras)
@@ -56,16 +66,21 @@ class Volume:
         turn = nib.orientations.ornt_transform(now, want)
         hu = nib.orientations.apply_orientation(self.hu, turn)
         affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.hu.shape)
-        return Volume(np.ascontiguousarray(hu), spacing_of(affine), affine, self.series_uid)
+        return Volume(np.ascontiguousarray(hu), spacing_of(affine), affine, self.series_uid, (), self.acquisition, self.notes)
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion: its centre in LPS mm, its diameter in mm and its class."""
+    """A lesion: its centre in LPS mm, its diameter in mm where it is known, and its class."""
 
     center_mm: tuple[float, float, float]
-    diameter_mm: float
+    diameter_mm: float | None
     label: str
+
+    @property
+    def radius_mm(self) -> float:
+        """Half its diameter; 0 where that is unknown."""
+        return (self.diameter_mm or 0) / 2
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:

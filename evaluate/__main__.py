@@ -161,13 +161,10 @@ def _check_comparable(real: PatchFolder, synthetic: PatchFolder) -> None:
 
 
 def _patches(folder: PatchFolder, split: str, classes: Sequence[str]) -> PatchSet:
-    import numpy as np
-
     from evaluate.cohort import PatchSet
 
     indices = folder.select(splits=[split], classes=classes)
-    rows = [folder.rows[i] for i in indices]
-    columns = (np.array([getattr(row, name) for row in rows], dtype=str) for name in ("id", "label", "patient"))
+    columns = (folder.rows.names(name, indices) for name in ("id", "label", "patient"))
     return PatchSet(folder.hu(indices), *columns)
 
 

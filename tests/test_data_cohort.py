@@ -56,7 +56,7 @@ def test_prepares_dicom_nifti_and_metaimage_together(command, tmp_path):
     assert len({row.patient for row in folder.rows}) == 3
     assert {row.split for row in folder.rows} == {"train", "validation", "test"}
     assert "3 patients" in done.out
-    assert "next: python train.py" in done.out
+    assert "next: python -m data report p" in done.out
 
 
 def test_the_number_of_processes_does_not_matter(command, tmp_path):
@@ -81,11 +81,18 @@ def test_bad_series_are_left_out_and_counted(command, tmp_path):
     assert "a slice is missing" in done.err
     assert "notes.pdf: not a DICOM file" in done.err
     for count in (
-        "1 x file that is no CT slice", "1 x series that cannot be read", "1 x series without a listed lesion",
-        "1 x listed series that is not", "1 x lesion outside",
+        "1 x file: not a DICOM file", "1 x series: slices are not evenly spaced (ImagePositionPatient)", "1 x series without a listed lesion",
+        "1 x series: listed, but not among", "1 x lesion: lesion outside",
     ):  # fmt: skip
         assert count in done.out
     assert len(PatchFolder.open("p")) == 2
+    skipped = list(csv.DictReader((tmp_path / "p" / "skipped.csv").read_text().splitlines()))
+    assert [row["kind"] for row in skipped] == ["file", "series", "lesion", "series"]
+    assert skipped[3]["id"].startswith("s-")
+    assert "a slice is missing" in skipped[3]["reason"]
+    strict = command("data", "prepare", "in", "--lesions", "list.csv", "--out", "q", "--size", 16, "--strict")
+    assert (strict.code, "--strict: 4 left out" in strict.err) == (2, True)
+    assert not (tmp_path / "q").exists()
 
 
 def test_lesions_off_the_lung_and_names_given_twice_are_told(command, tmp_path):
@@ -97,7 +104,7 @@ def test_lesions_off_the_lung_and_names_given_twice_are_told(command, tmp_path):
         assert command("data", "convert", "in", f"nifti/{name}/ct.nii.gz").code == 0
     (tmp_path / "list.csv").write_text(HEAD + lesion_row("ct"))
     done = command("data", "prepare", "nifti", "--lesions", "list.csv", "--out", "q", "--size", 16)
-    assert (done.code, "have the same name" in done.err) == (2, True)
+    assert (done.code, "has the same name" in done.err) == (2, True)
 
 
 def test_several_axial_patches_a_lesion_lie_inside_it(command, tmp_path):

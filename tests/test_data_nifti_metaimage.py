@@ -12,6 +12,7 @@ from conftest import affine_of, noise_volume
 
 from data.metaimage import read_metaimage
 from data.nifti import read_nifti, write_nifti
+from data.sources import Source
 
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -26,7 +27,7 @@ def save(path, values, affine=None, **header):
 
 def test_written_nifti_reads_back_and_other_readers_agree(tmp_path):
     write_nifti(noise_volume(), affine_of(), tmp_path / "a.nii.gz")
-    volume = read_nifti(tmp_path / "a.nii.gz")
+    volume = read_nifti(Source(tmp_path / "a.nii.gz"))
     np.testing.assert_array_equal(volume.hu, noise_volume())
     np.testing.assert_allclose(volume.affine, affine_of(), atol=1e-5)
     theirs = sitk.ReadImage(str(tmp_path / "a.nii.gz"))  # SimpleITK's world is LPS, as ours
@@ -46,12 +47,12 @@ def test_units_singleton_dimensions_and_scaling_are_honoured(tmp_path):
     image = nib.Nifti1Image(values[..., None], np.diag([0.0007, 0.0008, 0.0025, 1.0]))
     image.header.set_xyzt_units("meter")
     nib.save(image, tmp_path / "metres.nii")
-    volume = read_nifti(tmp_path / "metres.nii")
+    volume = read_nifti(Source(tmp_path / "metres.nii"))
     np.testing.assert_allclose(volume.spacing_mm, (2.5, 0.8, 0.7), rtol=1e-5)
     scaled = nib.Nifti1Image(values, np.eye(4))
     scaled.header.set_slope_inter(0.5, -100)
     nib.save(scaled, tmp_path / "scaled.nii")  # stores the values as they are, to be read as 0.5 v - 100
-    assert np.abs(read_nifti(tmp_path / "scaled.nii").hu - (0.5 * noise_volume() - 100)).max() <= 0.5
+    assert np.abs(read_nifti(Source(tmp_path / "scaled.nii")).hu - (0.5 * noise_volume() - 100)).max() <= 0.5
 
 
 def test_bad_nifti_is_refused_by_name(tmp_path):
@@ -87,7 +88,7 @@ def test_bad_nifti_is_refused_by_name(tmp_path):
     for name, cause in causes.items():
         (path,) = tmp_path.glob(f"{name}.nii*")
         with pytest.raises(ValueError, match=cause) as error:
-            read_nifti(path)
+            read_nifti(Source(path))
         assert str(path) in str(error.value)
 
 
@@ -100,7 +101,7 @@ def test_metaimage_geometry_and_hu(tmp_path, suffix, compressed):
     image.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, -1))  # flipped, as some exporters write
     path = tmp_path / f"scan{suffix}"
     sitk.WriteImage(image, str(path), compressed)
-    volume = read_metaimage(path)
+    volume = read_metaimage(Source(path))
     np.testing.assert_array_equal(volume.hu, noise_volume())
     point = image.TransformIndexToPhysicalPoint((4, 3, 2))
     assert volume.point_at(np.array([2, 3, 4])) == pytest.approx(point)
@@ -120,14 +121,14 @@ def test_metaimage_may_not_read_outside_its_folder(tmp_path):
         text = header.replace("ElementDataFile = {}\n", f"{line}\nElementDataFile = LOCAL\n")
         (inner / "a.mhd").write_bytes(text.encode() + bytes(1024))
         with pytest.raises(ValueError, match=r"a\.mhd"):
-            read_metaimage(inner / "a.mhd")
+            read_metaimage(Source(inner / "a.mhd"))
     (inner / "a.mhd").write_text(header.replace("8 8 8", "8 x 8").format("LOCAL"))
-    with pytest.raises(ValueError, match="DimSize is '8 x 8'"):
-        read_metaimage(inner / "a.mhd")
+    with pytest.raises(ValueError, match=r"DimSize.*8 x 8"):
+        read_metaimage(Source(inner / "a.mhd"))
     (inner / "short.raw").write_bytes(bytes(100))
     (inner / "a.mhd").write_text(header.format("short.raw"))
     with pytest.raises(ValueError, match="1024 bytes of pixels, there are 100"):
-        read_metaimage(inner / "a.mhd")
+        read_metaimage(Source(inner / "a.mhd"))
 
 
 def test_flipped_bytes_in_a_header_never_crash(tmp_path):
@@ -141,11 +142,11 @@ def test_flipped_bytes_in_a_header_never_crash(tmp_path):
         path.write_bytes(content)
         with contextlib.suppress(ValueError), warnings.catch_warnings():  # anything else fails the test
             warnings.simplefilter("ignore", RuntimeWarning)  # scale factors of 1e38
-            read_nifti(path)
+            read_nifti(Source(path))
 
 
 def test_real_volumes(real_data):
     nodule = next((real_data / "lidc-nodules-3d" / "images").glob("*.nii.gz"))
-    assert read_nifti(nodule).hu.shape == (51, 51, 51)
+    assert read_nifti(Source(nodule)).hu.shape == (51, 51, 51)
     lung = real_data / "metaimage" / "3DCT_lung_baseline_small.mha"
-    np.testing.assert_array_equal(read_metaimage(lung).hu, sitk.GetArrayFromImage(sitk.ReadImage(str(lung))))
+    np.testing.assert_array_equal(read_metaimage(Source(lung)).hu, sitk.GetArrayFromImage(sitk.ReadImage(str(lung))))

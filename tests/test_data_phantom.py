@@ -11,6 +11,7 @@ from data import phantom, phantom_lesions, phantom_painting
 from data.phantom import Patient, chest
 from data.phantom_lesions import CLASSES
 from data.phantom_painting import Grid
+from data.preprocess import lung_mask
 from data.volume import Lesion, Volume, spacing_of
 
 SMALL = {"matrix": 96, "slice_mm": 10.0, "lesions": 3}
@@ -100,6 +101,16 @@ def test_lesions_lie_in_the_lung(fine):
     for lesion in lesions:
         box, distance = around(volume, lesion)
         assert lung[box][distance < lesion.diameter_mm / 2].mean() > 0.98
+
+
+@pytest.mark.parametrize(("seed", "matrix", "slice_mm"), [(5, 192, 3.0), (6, 128, 8.0), (7, 320, 5.0)])
+def test_the_lung_mask_finds_the_lungs_that_were_drawn(seed, matrix, slice_mm):
+    volume, _ = chest(np.random.default_rng(seed), "1", matrix=matrix, slice_mm=slice_mm, lesions=9)
+    rng = np.random.default_rng(seed)
+    patient = Patient.draw(rng)
+    _, drawn = phantom.body(rng, patient, patient.grid(matrix, slice_mm))
+    found, lung = lung_mask(volume), drawn > 0.5
+    assert 2 * (found & lung).sum() / (found.sum() + lung.sum()) > 0.95  # Dice
 
 
 def test_lesions_keep_apart_and_from_the_edge_of_a_crowded_ball():

@@ -6,7 +6,7 @@ from conftest import affine_of
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.preprocess import check_window, cut, from_unit, lung_mask, to_unit
+from data.preprocess import check_window, cut, from_unit, lung_mask, outside_share, to_unit
 from data.volume import AIR_HU, Volume
 
 windows = st.tuples(st.integers(-2000, 3000), st.integers(1, 4000)).map(lambda t: (float(t[0]), float(t[0] + t[1])))
@@ -92,6 +92,53 @@ def test_a_pocket_of_air_is_no_lung():
     volume.hu[2:6, 20:30, 75:85] = -900  # 8 ml, as in the oesophagus or the stomach
     assert not lung_mask(volume)[:, 20:30, 75:85].any()
     assert lung_mask(volume)[:, 60, 45].all()
+
+
+def dice(found, truth):
+    return 2 * (found & truth).sum() / (found.sum() + truth.sum())
+
+
+def test_gas_and_foam_are_no_lung():
+    """Wind pipe, a stomach full of gas, and a table of foam that reaches the slice's edge."""
+    volume, lungs = thorax()
+    k, j, i = np.ogrid[:10, :120, :160]
+    volume.hu[np.broadcast_to((j - 40) ** 2 + (i - 80) ** 2 <= 5**2, volume.hu.shape)] = -995
+    volume.hu[:3][np.broadcast_to((j - 95) ** 2 + (i - 80) ** 2 <= 15**2, (3, 120, 160))] = -990
+    volume.hu[:, 117:] = -900
+    assert dice(lung_mask(volume), lungs) > 0.97
+    assert not lung_mask(volume)[:, 38:43, 78:83].any()
+
+
+def test_lung_that_the_field_of_view_cuts_off_is_lung():
+    volume, lungs = thorax()
+    inner = (slice(None), slice(None), slice(30, 130))  # through both lungs
+    assert dice(lung_mask(Volume(volume.hu[inner], volume.spacing_mm, volume.affine, "uid")), lungs[inner]) > 0.97
+
+
+def test_a_nodule_inside_the_lung_is_filled_the_diaphragm_is_not():
+    volume, lungs = thorax()
+    k, j, i = np.ogrid[:10, :120, :160]
+    volume.hu[np.broadcast_to((j - 62) ** 2 + (i - 45) ** 2 + (2.5 * (k - 5)) ** 2 <= 8**2, volume.hu.shape)] = 30
+    volume.hu[:4][np.broadcast_to((j - 62) ** 2 + (i - 115) ** 2 <= (18 - 3 * k[:4]) ** 2, (4, 120, 160))] = 50
+    found = lung_mask(volume)
+    assert found[5, 62, 45]
+    assert not found[0, 62, 115]
+
+
+def test_fine_voxels_give_the_mask_of_coarse_ones():
+    volume, lungs = thorax()
+    fine = Volume(volume.hu.repeat(3, 1).repeat(3, 2), (5.0, 2 / 3, 2 / 3), affine_of((5.0, 2 / 3, 2 / 3)), "uid")
+    found = lung_mask(fine)
+    assert found.shape == fine.hu.shape
+    assert dice(found, lungs.repeat(3, 1).repeat(3, 2)) > 0.97
+
+
+def test_outside_share_counts_voxels_beyond_the_volume():
+    volume = linear_volume()  # 12 x 50 x 48 voxels of 2 x 0.5 x 0.5 mm from (-10, -10, -10)
+    assert outside_share(volume, (0, 0, 0), (8, 8), 1.0) == 0
+    assert outside_share(volume, (-10.25, 2, 0), (8, 8), 0.5) == 0.5
+    assert outside_share(volume, (500, 0, 0), (8, 8), 1.0) == 1
+    assert outside_share(volume, (0, 0, -11), (4, 8, 8), 2.0) == 0.5
 
 
 def test_no_lung_is_an_error():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from data.command import progress
@@ -43,12 +42,11 @@ def run(options) -> None:
     pseudonyms = read_pseudonyms(options.key)
     with new_folder(options.out) as folder:
         writer = import_pictures(Path(options.src), folder, config, pseudonyms, lambda items, total: progress(items, "pictures", total))
-        patients = {row.patient for row in writer.rows}
         write_folder_preview(folder)
-        table = Counter((row.split, row.label) for row in writer.rows)
-    print(f"{options.out}: {table.total()} patches of {len(patients)} patients; look at {options.out}/preview.png")
-    print_table(table)
-    if len(patients) == table.total():
+    patches, patients = writer.patches.total(), len(writer.patients)
+    print(f"{options.out}: {patches} patches of {patients} patients; look at {options.out}/preview.png")
+    print_table(writer.patches)
+    if patients == patches:
         print("  note: every picture counts as its own patient; give *_groups or --separator where patients have several")
     if config.window is None:
         print("  note: the HU window is unknown, so these are gray levels, not HU; give --window to change that")

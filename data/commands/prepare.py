@@ -3,57 +3,106 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from functools import partial
 
 from data.command import progress
-from data.commands.shared import patch_arguments, print_table, read_pseudonyms, read_window
+from data.commands.shared import counted, patch_arguments, print_table, read_pseudonyms, read_window
 
 DESCRIPTION = """Cut patches around the lesions of a list out of a cohort, and lesion-free ones from inside the lung.
 
-SRC: folders or files, any depth: DICOM series, NIfTI, MetaImage.
---lesions: LUNA16's annotations.csv: seriesuid,coordX,coordY,coordZ,diameter_mm in LPS millimetres, with an
-optional column class. seriesuid is the SeriesInstanceUID, or the file's stem for NIfTI and MetaImage.
-Patients get pseudonyms by a keyed hash and are split by patient into train, validation and test.
+SRC: folders, files or zip archives, any depth: DICOM series (also enhanced multi-frame), NIfTI, MetaImage.
+What cannot be trusted is left out, told, counted, and listed in skipped.csv; --strict makes that an error.
 
-  python -m data prepare scans --lesions annotations.csv --out patches --size 64 --spacing 1.0"""
+--lesions, told apart by what is in it:
+  a CSV             seriesuid,coordX,coordY,coordZ,diameter_mm[,class], as LUNA16's annotations.csv, or its candidates.csv;
+                    seriesuid is the SeriesInstanceUID, or the file's name without suffix for NIfTI and MetaImage.
+                    Also series or image, x,y,z, diameter, label, patient_id. LPS mm unless --coordinates says otherwise.
+  a CSV with masks  a column mask beside image: files relative to the CSV's folder; a lesion is a connected component
+  a folder          of masks named as the scans, of DICOM-SEG objects, or of LIDC-IDRI XML files (or one such file)
+A row of class background is a lesion-free place.
+
+Patients get pseudonyms by a keyed hash and are split by patient into train, validation and test. Stopped or killed,
+the same command goes on where it was. Any number of --processes gives the same bytes.
+
+  python -m data prepare scans --lesions annotations.csv --out patches --size 64 --spacing 1.0
+  python -m data prepare images --lesions nodules.csv --out patches --dims 3 --size 32 \\
+         --class-from texture --classes 1=ground_glass,2=part_solid,3=part_solid,4=solid,5=solid"""
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("src", type=str, nargs="+", help="folders or files with CT series")
-    parser.add_argument("--lesions", type=str, required=True, help="lesion list (CSV)")
+    parser.add_argument("src", type=str, nargs="+", help="folders, files or zip archives with CT series")
+    parser.add_argument("--lesions", type=str, required=True, help="lesion list: CSV, XML, masks, DICOM-SEG (see above)")
     patch_arguments(parser, size=64)
     parser.add_argument("--spacing", type=float, default=1.0, help="mm between a patch's pixels")
     parser.add_argument("--dims", type=int, default=2, help="2 for axial patches, 3 for cubes")
     parser.add_argument("--window", type=str, default="-1000,400", help="HU range shown to networks, low,high")
     parser.add_argument("--slices", type=int, default=1, help="axial patches a lesion, within the middle half of it")
     parser.add_argument("--background", type=int, default=1, help="lesion-free patches for each lesion; 0 for none")
+    parser.add_argument("--coordinates", type=str, default="lps", help="of a CSV: lps or ras in mm, or voxel (column, row, slice from 0)")
+    parser.add_argument("--class-from", type=str | None, default=None, help="column, or LIDC characteristic, that holds the class")
+    parser.add_argument("--classes", type=str | None, default=None, help="names for its values, or for a mask's: 1=solid,2=cystic")
+    parser.add_argument("--readers", type=int, default=3, help="LIDC: readers who must have marked a nodule")
+    parser.add_argument("--strict", action="store_true", help="leave nothing out: whatever cannot be used is an error")
     parser.add_argument("--processes", type=int, default=0, help="0: one a core")
+    parser.add_argument("--scheduler", type=str | None, default=None, help="of a Dask cluster that sees the same files: tcp://head:8786")
 
 
 def run(options) -> None:
-    from data.cohort import CutConfig, prepare
+    from data.cohort import Workers, prepare
+    from data.cutting import CutConfig
     from data.export import write_folder_preview
-    from data.files import new_folder
-    from data.lesions import read_annotations
+    from data.files import resumable_folder
+    from data.lesions import ListConfig, read_lesions
 
-    if options.dims not in (2, 3) or options.size < 8 or options.spacing <= 0 or options.slices < 1 or options.background < 0:
-        raise ValueError("want --dims 2 or 3, --size >= 8, --spacing > 0, --slices >= 1 and --background >= 0")
+    for name, least in (("size", 8), ("slices", 1), ("background", 0), ("readers", 1), ("processes", 0)):
+        if options[name] < least:
+            raise ValueError(f"--{name} {options[name]}: want {least} or more")
+    if options.dims not in (2, 3) or not 0 < options.spacing < 100:
+        raise ValueError(f"--dims {options.dims} --spacing {options.spacing:g}: want 2 or 3 dimensions, and a spacing above 0 mm")
+    if options.coordinates not in ("lps", "ras", "voxel"):
+        raise ValueError(f"--coordinates {options.coordinates}: want lps, ras or voxel")
     config = CutConfig(
         shape=(options.size,) * options.dims, spacing_mm=options.spacing, window=read_window(options.window), slices=options.slices,
         background=options.background, seed=options.seed, validation=options.validation, test=options.test,
     )  # fmt: skip
-    lesions = read_annotations(options.lesions)
+    lesions = read_lesions(options.lesions, ListConfig(options.coordinates, options.class_from, _classes(options.classes), options.readers))
     pseudonyms = read_pseudonyms(options.key)
-    with new_folder(options.out) as folder:
-        outcome = prepare(
-            options.src, lesions, folder, config, pseudonyms, processes=options.processes,
-            warn=partial(print, file=sys.stderr), track=lambda items, total: progress(items, "series", total),
-        )  # fmt: skip
+    workers = Workers(options.processes, options.scheduler)
+    with resumable_folder(options.out) as (folder, parts):
+        try:
+            outcome = prepare(
+                options.src, lesions, folder, parts, config, pseudonyms, workers=workers, strict=options.strict,
+                warn=partial(print, file=sys.stderr), track=progress,
+            )  # fmt: skip
+        except BaseException:
+            if done := len(list(parts.glob("*.npz"))):
+                print(f"{done} series are cut and kept beside {options.out}; the same command goes on from there", file=sys.stderr)
+            raise
         write_folder_preview(folder)
     print(
-        f"{options.out}: {outcome.patches.total()} patches of {len(outcome.patients)} patients, {outcome.series} series; look at {options.out}/preview.png"
+        f"{options.out}: {counted(outcome.patches.total(), 'patch')} of {counted(outcome.patients, 'patient')}, {outcome.series} series; "
+        f"look at {options.out}/preview.png"
     )
     print_table(outcome.patches)
     for what, count in outcome.notes.items():
         print(f"  note: {count} x {what}")
-    print(f"next: python train.py --data {options.out} --out run")
+    left_out: Counter[str] = Counter()
+    for skip in outcome.skips:
+        left_out[f"{skip.kind}: {skip.reason}"] += skip.count
+    for what, count in left_out.items():
+        print(f"  left out: {count} x {what}")
+    if left_out:
+        print(f"  each of them: {options.out}/skipped.csv")
+    print(f"next: python -m data report {options.out}, then python train.py --data {options.out} --out run")
+
+
+def _classes(text: str | None) -> tuple[tuple[str, str], ...]:
+    from data.patches import check_label
+
+    pairs = [part.partition("=") for part in text.split(",")] if text else []
+    for value, sign, name in pairs:
+        if not sign or not value.strip():
+            raise ValueError(f"--classes {text}: want value=name pairs with commas, such as 1=solid,2=cystic")
+        check_label(name.strip())
+    return tuple((value.strip(), name.strip()) for value, _, name in pairs)

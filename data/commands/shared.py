@@ -35,7 +35,11 @@ def read_window(text: str) -> tuple[float, float]:
 def read_pseudonyms(key: str | None):
     from data.pseudonyms import Pseudonyms, default_key_file, read_or_make_key
 
-    return Pseudonyms(read_or_make_key(Path(key) if key else default_key_file()))
+    file = Path(key) if key else default_key_file()
+    try:
+        return Pseudonyms(read_or_make_key(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def print_table(patches: Counter[tuple[str, str]]) -> None:
@@ -43,3 +47,8 @@ def print_table(patches: Counter[tuple[str, str]]) -> None:
     for split in ("train", "validation", "test"):
         counts = ", ".join(f"{patches[split, label]} {label}" for label in labels if patches[split, label])
         print(f"  {split + ':':<12}{counts or 'none'}")
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as "1 patient" and "2 patients"."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('ch') else 's'}"

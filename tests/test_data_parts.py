@@ -1,0 +1,83 @@
+"""A cohort that was stopped goes on where it was, and gives the same bytes by whatever workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from test_data_cohort import HEAD, lesion_row, scan
+
+from data.patches import PatchFolder
+
+CUT = ("--lesions", "list.csv", "--size", 16, "--spacing", 2)
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Writes so many series, in `in`, and their list."""
+
+    def write(count):
+        uids = [scan(tmp_path / "in" / str(n), n, f"P{n}") for n in range(count)]
+        (tmp_path / "list.csv").write_text(HEAD + "".join(map(lesion_row, uids)))
+
+    return write
+
+
+def test_killed_and_started_again_equals_uninterrupted(command, cohort, tmp_path):
+    cohort(12)
+    arguments = [sys.executable, "-m", "data", "prepare", "in", "--out", "p", "--processes", "1", *map(str, CUT)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob(".p.parts/parts/*.npz"))) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    assert not (tmp_path / "p").exists()
+    resumed = command("data", "prepare", "in", "--out", "p", "--processes", 1, *CUT)
+    assert resumed.code == 0, resumed.err
+    assert "of 12 series were cut by an earlier run" in resumed.err
+    assert command("data", "prepare", "in", "--out", "q", "--processes", 1, *CUT).code == 0
+    for name in ("patches.csv", "dataset.json", "series.csv", "skipped.csv", "shards/00000.npy"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "q" / name).read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_scan_that_changed_is_cut_again(command, cohort, tmp_path, monkeypatch):
+    import data.cohort
+
+    cohort(2)
+    with monkeypatch.context() as broken:
+        broken.setattr(data.cohort, "_write", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        done = command("data", "prepare", "in", "--out", "p", "--processes", 1, *CUT)
+    assert (done.code, "2 series are cut and kept beside p" in done.err) == (2, True)
+    os.utime(tmp_path / "in" / "1" / "000.dcm", ns=(1, 1))
+    done = command("data", "prepare", "in", "--out", "p", "--processes", 1, *CUT)
+    assert "1 of 2 series were cut by an earlier run" in done.err
+    assert len(PatchFolder.open("p")) == 4
+
+
+def test_two_runs_at_once_do_not_mix(command, cohort, tmp_path):
+    from data.files import resumable_folder
+
+    cohort(1)
+    with resumable_folder(tmp_path / "p"):
+        done = command("data", "prepare", "in", "--out", "p", *CUT)
+        assert (done.code, "another process is making it" in done.err) == (2, True)
+    assert not (tmp_path / ".p.parts").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dask_cluster_gives_the_same_bytes(command, cohort):
+    distributed = pytest.importorskip("distributed")
+    cohort(3)
+    with distributed.LocalCluster(1, processes=False, threads_per_worker=1, protocol="tcp://", dashboard_address=None) as cluster:
+        done = command("data", "prepare", "in", "--out", "p", "--scheduler", cluster.scheduler_address, *CUT)
+    assert done.code == 0, done.err
+    assert command("data", "prepare", "in", "--out", "q", "--processes", 2, *CUT).code == 0
+    assert PatchFolder.open("p").content_hash == PatchFolder.open("q").content_hash
