@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data.command import command_parser, run_command
-from data.commands import convert, phantom, pictures, prepare
+from data.commands import augment, convert, phantom, pictures, prepare, report
 
 DESCRIPTION = """Turn CT into patches of HU that a GAN can train on.
 
   phantom   make a procedural chest-CT cohort: real DICOM series and a lesion list
   prepare   cut lesion patches out of DICOM, NIfTI or MetaImage scans
   import    make patches from an npz file or from folders of PNG or JPEG pictures
+  augment   add changed copies of the training patches: moved, and as another scanner would show them
   convert   write one series as HU NIfTI, with its true geometry
+  report    write one page on a patch folder to look at before training
 
 A worked example, from nothing to patches:
   python -m data phantom --out phantom --patients 8 --seed 0
@@ -20,7 +22,7 @@ A worked example, from nothing to patches:
 
 Exit codes: 0 done, 2 bad input (one line says which file and why), 130 or 143 interrupted, nothing left behind."""
 
-COMMANDS = {"phantom": phantom, "prepare": prepare, "import": pictures, "convert": convert}
+COMMANDS = {"phantom": phantom, "prepare": prepare, "import": pictures, "augment": augment, "convert": convert, "report": report}
 
 
 def main(arguments: Sequence[str]) -> None:
