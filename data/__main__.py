@@ -20,7 +20,8 @@ A worked example, from nothing to patches:
   python -m data phantom --out phantom --patients 8 --seed 0
   python -m data prepare phantom --lesions phantom/annotations.csv --out patches --size 32 --spacing 1.25
 
-Exit codes: 0 done, 2 bad input (one line says which file and why), 130 or 143 interrupted, nothing left behind."""
+Exit codes: 0 done, 2 bad input (one line says which file and why), 130 or 143 interrupted: nothing is left
+half-written, and `prepare` goes on where it was when run again."""
 
 COMMANDS = {"phantom": phantom, "prepare": prepare, "import": pictures, "augment": augment, "convert": convert, "report": report}
 

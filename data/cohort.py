@@ -95,9 +95,10 @@ def find_volumes(
     series = [s if named[s.uid] == 1 else replace(s, spoiled=Unreadable(s.files[0], twice)) for s in series]
     if not series:
         reasons = Counter(s.reason for s in skipped).most_common(1)
+        if len(skipped) == 1:
+            raise ValueError(f"{skipped[0].file}: no CT volume found ({skipped[0].reason})")
         why = f"{len(skipped)} files, most of them: {reasons[0][0]}" if reasons else "it is empty"
-        first = f"{skipped[0].file}: " if len(skipped) == 1 else ""
-        raise ValueError(f"{first}{', '.join(map(str, places))}: no CT volume found ({why})")
+        raise ValueError(f"{', '.join(map(str, places))}: no CT volume found ({why})")
     return series, skipped
 
 

@@ -19,6 +19,8 @@ from data.sources import Unreadable
 from data.volume import Lesion, Volume
 
 NIFTI, METAIMAGE = (".nii", ".nii.gz"), (".mha", ".mhd")
+LUNG_GRID_MM = 4.0
+"""How finely the lung is looked for: on phantoms the Dice coefficient is the same as at 1 mm."""
 UNKNOWN_RADIUS_MM = 10.0
 """How far from its centre a lesion without a stated diameter is taken to reach, where none may be."""
 
@@ -96,18 +98,19 @@ def cut_series(series: Series, listed: Sequence[Listed], config: CutConfig) -> C
         lesions += found
         left_out.update(why)
     volume = stored.axial()
-    lung = _lung(volume)
+    coarse = volume.thinned(LUNG_GRID_MM)
+    lung = _lung(coarse)
     if lung is None:
         notes[NO_LUNG] += config.background > 0
-    elif ras_suspected([lesion.center_mm for lesion in lesions], lung, volume):
+    elif ras_suspected([lesion.center_mm for lesion in lesions], lung, coarse):
         raise Unreadable(series.files[0], "its lesions lie in the lung only with x and y negated: the list is in RAS (coordinates)")
     inside = [lesion for lesion in lesions if volume.contains(volume.index_of(lesion.center_mm))]
     left_out[OUTSIDE] += len(lesions) - len(inside)
     shown = [lesion for lesion in inside if lesion.label != BACKGROUND]
     places = [(centre, lesion) for lesion in shown for centre in _centres(volume, lesion, config)]
     if lung is not None:
-        notes[OFF_LUNG] += sum(not _touches(lung, volume, lesion) for lesion in shown)
-    empty = _background(lung, volume, inside, config)
+        notes[OFF_LUNG] += sum(not _touches(lung, coarse, lesion) for lesion in shown)
+    empty = _background(lung, coarse, inside, config)
     notes[NO_ROOM] += max(config.background * len(shown) - len(empty), 0) if lung is not None else 0
     places += [(lesion.center_mm, lesion) for lesion in empty]
     cuts = [

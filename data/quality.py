@@ -24,8 +24,6 @@ SERIES_COLUMNS = (
 )  # fmt: skip
 SKIPPED_COLUMNS = ("kind", "id", "count", "reason")
 HU_MIN = -32768
-AIR_HU = -1024
-"""The least HU of a 12-bit CT; what lies below it is padding or a wrong rescale."""
 
 _CHUNK_VOXELS = 1 << 22
 

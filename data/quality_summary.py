@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.patches import SPLITS, PatchSpec
-from data.quality import AIR_HU, HU_MIN, NearCopies, Quality, Rows, outside_window, patients_by
+from data.quality import HU_MIN, NearCopies, Quality, Rows, outside_window, patients_by
+from data.volume import AIR_HU
 
 FEW_PATIENTS = 5
 LARGE_SHARE = 0.2
@@ -89,7 +90,7 @@ def _copies(quality: Quality) -> Iterator[str]:
 def _values(spec: PatchSpec, quality: Quality) -> Iterator[str]:
     counts = np.sum(list(quality.values.values()), axis=0)
     below = int(counts[: AIR_HU - HU_MIN].sum())
-    if spec.unit == "HU" and below:
+    if spec.unit == "HU" and below > 0.001 * counts.sum():  # noise in air reaches below it, too
         least = int(np.flatnonzero(counts)[0]) + HU_MIN
         yield (
             f"{_percent(below / counts.sum())} of the voxels lie below {AIR_HU} HU, down to {least}: no tissue or air does. "

@@ -54,6 +54,16 @@ class Volume:
         """Whether a fractional index lies inside the volume, half a voxel at the border included."""
         return bool(np.all(index >= -0.5) and np.all(index <= np.array(self.hu.shape) - 0.5))
 
+    def thinned(self, most_mm: float) -> Volume:
+        """Every n-th voxel along each axis, no more than most_mm apart where voxels are finer than that."""
+        every = [max(1, int(most_mm / mm + 1e-6)) for mm in self.spacing_mm]
+        first = [(n - 1) // 2 for n in every]
+        affine = self.affine.copy()
+        affine[:3, :3] *= every
+        affine[:3, 3] = self.point_at(np.array(first))
+        hu = self.hu[first[0] :: every[0], first[1] :: every[1], first[2] :: every[2]]
+        return Volume(hu, spacing_of(affine), affine, self.series_uid, (), self.acquisition, self.notes)
+
     def axial(self) -> Volume:
         """The same voxels with axes turned so that k grows to the head, j to the back, i to the left.
 

@@ -10,6 +10,7 @@ from catalogue_scans import LARGE, Case, each, one, put, save, then
 from catalogue_slices import ANY, LAST, THIRD
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
@@ -59,7 +60,7 @@ def recoded(syntax: str):
             for element in image:
                 plain.add(element)
             plain.file_meta, plain.preamble = meta, bytes(128)
-            meta.TransferSyntaxUID = syntax
+            meta.TransferSyntaxUID = UID(syntax)
             if syntax == ExplicitVRBigEndian:
                 plain.PixelData = pixels.astype(">i2").tobytes()
             save(plain, file)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from catalogue_damage import GIB, bomb
-from catalogue_scans import AXIAL, HU, Case, Truth, affine_of, at, save, series_uid, then, write_scan
+from catalogue_scans import AXIAL, HU, Case, Truth, affine_of, at, put, save, series_uid, then, write_scan
 from catalogue_slices import ANY
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -101,8 +101,11 @@ def pipe(folder: Path, files: list[Path]) -> None:
     os.mkfifo(folder / "events")
 
 
-def two_series(folder: Path, files: list[Path]) -> None:
-    write_scan(folder, OTHER_HU, affine_of(origin=(-30, -40, 102)), what="second")
+def two_series(folder: Path) -> Truth:
+    affine = affine_of(origin=(-30, -40, 102))
+    write_scan(folder)
+    write_scan(folder, OTHER_HU, affine, put(SeriesNumber=2), what="second")
+    return Truth(HU, AXIAL, other=Truth(OTHER_HU, affine))
 
 
 # ---------------------------------------------------------------- multi-frame
@@ -246,7 +249,7 @@ ZIP = "{name}.zip"
 CASES = [
     Case("a localizer in its own series", "W", beside("scout.dcm", localizer), (r"scout\.dcm", "(?i)localizer")),
     Case("a localizer in the scan's series", "W", beside("scout.dcm", localizer, own_series=False), (r"scout\.dcm", "(?i)localizer")),
-    Case("two CT series", "=E", then(two_series), ("2 series",)),
+    Case("two CT series", "=E", two_series, ("2 series",)),
     Case("foreign files", "W", then(foreign_files), (r"report\.pdf",)),
     Case("a DICOMDIR", "=", then(directory)),
     Case("a structured report", "W", beside("sr.dcm", report), (r"sr\.dcm", "Modality|SR|report")),

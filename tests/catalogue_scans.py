@@ -44,7 +44,7 @@ class Truth:
 
     padding: bool (K, J, I), where nothing was measured: AIR_HU from us, any HU from -1000 down from others.
     tolerance_mm: how far a corner may lie from its place. resampled: HU are linear in space, and a reader may
-    give them on another grid.
+    give them on another grid. other: a second scan beside the first, either of which is right.
     """
 
     hu: np.ndarray
@@ -52,9 +52,12 @@ class Truth:
     padding: np.ndarray | None = None
     tolerance_mm: float = 0.01
     resampled: bool = False
+    other: Truth | None = None
 
     def difference(self, hu: np.ndarray, affine: np.ndarray, tolerance_hu: float = 0) -> str:
         """What is wrong with a volume (K, J, I), int16 or float HU, and its affine; "" when it is right."""
+        if self.other is not None and not self.other.difference(hu, affine, tolerance_hu):
+            return ""
         if hu.ndim != 3 or affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.isfinite(hu).all():
             return f"shape {hu.shape}, or values that are not finite"
         if self.resampled and (hu.shape != self.hu.shape or not np.allclose(affine, self.affine, atol=self.tolerance_mm)):

@@ -6,6 +6,7 @@ import gzip
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -168,7 +169,7 @@ NIFTI = [
 
 
 def metaimage(suffix: str, data: bytes = HU.tobytes(), affine=AXIAL, truth=HU, raw: Callable[[bytes], bytes | None] = lambda b: b,
-              inside: str = "", **header: object):  # fmt: skip
+              inside: str = "", padding: np.ndarray | None = None, **header: object):  # fmt: skip
     """A MetaImage whose header's lines are set, None to leave one out; its pixels are local (.mha) or in a file of their own.
 
     raw: changes the pixels' bytes, None to write none. inside: a folder for the header.
@@ -194,7 +195,7 @@ def metaimage(suffix: str, data: bytes = HU.tobytes(), affine=AXIAL, truth=HU, r
         elif stored is not None:
             (folder / inside / str(name)).write_bytes(stored)
         (folder / inside / f"{folder.name}{suffix}").write_bytes(content)
-        return Truth(truth, affine)
+        return Truth(truth, affine, padding)
 
     return make
 
@@ -211,10 +212,10 @@ def outside(absolute: bool):
 
 
 WHOLE = len(zlib.compress(HU.tobytes()))
-FOUR = {
+FOUR: dict[str, Any] = {
     "NDims": 4, "DimSize": "24 20 6 2", "Offset": "0 0 0 0", "ElementSpacing": "0.8 0.7 2.5 1", "TransformMatrix": None, "CenterOfRotation": None,
 }  # fmt: skip
-PACKED = {"raw": zlib.compress, "CompressedData": "True"}
+PACKED: dict[str, Any] = {"raw": zlib.compress, "CompressedData": "True"}
 METAIMAGE = [
     case("MetaImage", "=", metaimage(".mha"), suffix=".mha"),
     case("MetaImage with raw", "=", metaimage(".mhd"), suffix=".mhd"),
@@ -225,6 +226,7 @@ METAIMAGE = [
     case("MetaImage, head to feet", "=", metaimage(".mhd", affine=affine_of((0, 0, -2.5))), suffix=".mhd"),
     case("MetaImage, oblique", "=", metaimage(".mha", affine=affine_of((0, 0, 2.5), (-0.42, 0.56, 0), (0.64, 0.48, 0))), suffix=".mha"),
     case("MetaImage of floats", "=", metaimage(".mha", HU.astype("<f4").tobytes(), ElementType="MET_FLOAT"), suffix=".mha"),
+    case("MetaImage, values far below air", "=", metaimage(".mhd", np.where(padded()[1], -3024, HU).astype("<i2").tobytes(), truth=padded()[0], padding=padded()[1]), suffix=".mhd"),
     case("MetaImage, big-endian", "=", metaimage(".mha", HU.astype(">i2").tobytes(), BinaryDataByteOrderMSB="True"), suffix=".mha"),
     case("MetaImage, an AnatomicalOrientation that lies", "=", metaimage(".mha", AnatomicalOrientation="LPS"), suffix=".mha"),
     case("MetaImage, raw missing", "E", metaimage(".mhd", raw=lambda b: None), "ElementDataFile|raw", suffix=".mhd"),

@@ -55,7 +55,7 @@ def check(case: Case, source: Path, truth: Truth | None, target: Path, code: int
     """That the outcome is one that the catalogue allows."""
     if code == 0:
         assert truth is not None, f"a volume where only an error is right; told: {err}"
-        image = nib.load(target)
+        image = nib.Nifti1Image.from_filename(target)
         assert truth.difference(np.asarray(image.dataobj).T, RAS @ image.affine[:, [2, 1, 0, 3]]) == ""
         assert SECRET.encode() not in gzip.decompress(target.read_bytes())
     else:
@@ -161,8 +161,7 @@ def test_a_cohort_of_all_cases_goes_on_without_the_bad_ones(command, tmp_path):
         assert len(row["reason"]) > 5
     assert sum(row["kind"] in ("file", "series") for row in rows) >= len(bad)
     assert not re.search(rf"(?i){SECRET}|\.dcm|\.nii|\.mh|\.zip|2\.25\.|{re.escape(str(tmp_path))}", text)
-    for row in PatchFolder.open("p").rows:
-        assert SECRET not in str(row)
+    assert SECRET not in str(PatchFolder.open("p").rows)
 
     with no_longer_than(60):
         done = command("data", "prepare", "in", *options, "--out", "strict", "--strict")
@@ -193,7 +192,7 @@ def test_real_odd_slices_are_read_right(command, tmp_path, real_data):
         image.save_as(folder / "b.dcm")
         done = command("data", "convert", folder, f"{name}.nii.gz")
         assert done.code == 0, done.err
-        hu = np.asarray(nib.load(f"{name}.nii.gz").dataobj).T
+        hu = np.asarray(nib.Nifti1Image.from_filename(f"{name}.nii.gz").dataobj).T
         np.testing.assert_array_equal(hu, np.stack([truth, truth]), name)
 
 
@@ -204,12 +203,13 @@ def test_real_odd_files_beside_a_scan_are_skipped_with_a_reason(command, tmp_pat
     for row in rows:
         folder = tmp_path / row["file"].replace(".", "-")
         truth = each(None)(folder)
+        assert truth is not None
         shutil.copy(real_data / "dicom-edge" / row["file"], folder)
         done = command("data", "convert", folder, f"{folder.name}.nii.gz")
         if done.code == 2:
             assert "or read" in row["expected"], done.err
             assert row["file"] in done.err.splitlines()[-1]
             continue
-        image = nib.load(f"{folder.name}.nii.gz")
+        image = nib.Nifti1Image.from_filename(f"{folder.name}.nii.gz")
         assert truth.difference(np.asarray(image.dataobj).T, RAS @ image.affine[:, [2, 1, 0, 3]]) == ""
         assert row["file"] in done.err or row["file"] == "DICOMDIR"

@@ -125,14 +125,6 @@ def test_a_nodule_inside_the_lung_is_filled_the_diaphragm_is_not():
     assert not found[0, 62, 115]
 
 
-def test_fine_voxels_give_the_mask_of_coarse_ones():
-    volume, lungs = thorax()
-    fine = Volume(volume.hu.repeat(3, 1).repeat(3, 2), (5.0, 2 / 3, 2 / 3), affine_of((5.0, 2 / 3, 2 / 3)), "uid")
-    found = lung_mask(fine)
-    assert found.shape == fine.hu.shape
-    assert dice(found, lungs.repeat(3, 1).repeat(3, 2)) > 0.97
-
-
 def test_outside_share_counts_voxels_beyond_the_volume():
     volume = linear_volume()  # 12 x 50 x 48 voxels of 2 x 0.5 x 0.5 mm from (-10, -10, -10)
     assert outside_share(volume, (0, 0, 0), (8, 8), 1.0) == 0

@@ -42,3 +42,12 @@ def test_contains_counts_half_a_voxel_at_the_border():
     assert volume.contains(np.array([-0.4, 0, 23.4]))
     assert not volume.contains(np.array([-0.6, 0, 0]))
     assert not volume.contains(np.array([0, 0, 23.6]))
+
+
+def test_thinned_keeps_every_nth_voxel_where_it_was():
+    volume = Volume(noise_volume((6, 20, 24)), (2.5, 0.7, 0.8), affine_of(), "uid")
+    thin = volume.thinned(2.4)
+    assert thin.hu.shape == (6, 7, 8)
+    assert thin.spacing_mm == pytest.approx((2.5, 2.1, 2.4))
+    np.testing.assert_array_equal(thin.hu, volume.hu[:, 1::3, 1::3])
+    assert thin.point_at(np.array([2, 3, 4])) == pytest.approx(volume.point_at(np.array([2, 10, 13])))

@@ -6,8 +6,10 @@ from data.augment import AugmentConfig
 from data.command import progress
 from data.commands.shared import print_table
 
-DESCRIPTION = """Make a patch folder with changed copies of the training patches: PATCHES as they were, and of each training
-patch --factor - 1 copies, moved (flip, turn, zoom, crop) and seen as another scanner would (kernel, noise, HU scale).
+DESCRIPTION = """Add changed copies of the training patches to a patch folder's.
+
+OUT holds PATCHES as they were, and of each training patch --factor - 1 copies, moved (flip, turn, zoom, crop) and seen
+as another scanner would (kernel, noise, HU scale).
 
 Validation and test patches are never changed: patients held out must stay as they were scanned.
 augmentation.csv says how each copy was made; look at augmentation.png, sources left, copies beside them.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-DESCRIPTION = """Write one CT series as an int16 HU NIfTI file with its geometry as stored.
+DESCRIPTION = """Write one CT series as an int16 HU NIfTI file with its geometry.
+
 SRC is a folder or zip archive with one DICOM series, an enhanced multi-frame file, or a NIfTI or MetaImage file.
 Refused, with the file and the cause: gaps, tilts, mixed sizes, missing positions or rescale, damaged files.
 Files that are no CT slices are left out and told; --strict makes that an error.

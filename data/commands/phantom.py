@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from data.command import progress
 
-DESCRIPTION = """Write a cohort of procedural chest CTs: one DICOM series a patient, and annotations.csv in
-LUNA16's format with the lesions' true centres, diameters and classes (solid, ground_glass, cystic).
+DESCRIPTION = """Write a cohort of procedural chest CTs as DICOM series, with a lesion list.
+
+One series a patient, and annotations.csv in LUNA16's format with the lesions' true centres, diameters and classes
+(solid, ground_glass, cystic).
 The images say that they are synthetic. Same seed, same bytes; patient n does not depend on --patients.
 
   python -m data phantom --out phantom --patients 8 --seed 0"""

@@ -7,8 +7,10 @@ from pathlib import Path
 from data.command import progress
 from data.commands.shared import patch_arguments, print_table, read_pseudonyms, read_window
 
-DESCRIPTION = """Make patches from gray pictures: SRC is a MedMNIST-style npz (train_images, train_labels, optional val_*, test_*,
-and *_groups as patients) or a folder with one folder of PNG or JPEG files a class.
+DESCRIPTION = """Make patches from gray pictures: npz, PNG, JPEG.
+
+SRC is a MedMNIST-style npz (train_images, train_labels, optional val_*, test_*, and *_groups as patients) or a folder
+with one folder of PNG or JPEG files a class.
 
 --window says which HU black and white stand for. Without it the gray levels are kept, marked as not HU.
 

@@ -9,7 +9,7 @@ from functools import partial
 from data.command import progress
 from data.commands.shared import counted, patch_arguments, print_table, read_pseudonyms, read_window
 
-DESCRIPTION = """Cut patches around the lesions of a list out of a cohort, and lesion-free ones from inside the lung.
+DESCRIPTION = """Cut patches of lesions, and of lesion-free lung, out of a cohort of scans.
 
 SRC: folders, files or zip archives, any depth: DICOM series (also enhanced multi-frame), NIfTI, MetaImage.
 What cannot be trusted is left out, told, counted, and listed in skipped.csv; --strict makes that an error.

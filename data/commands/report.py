@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from data.command import progress
 
-DESCRIPTION = """Write one HTML page to look at before training: classes and patients, scanners, HU, contact sheets,
-near copies across patients, and what was left out, with warnings first.
+DESCRIPTION = """Write one HTML page on a patch folder, to look at before training.
+
+Warnings first, then classes and patients, scanners, HU, contact sheets, near copies across patients, and what was left out.
 The page needs no network and shows patches of real patients: keep it where their scans may be kept.
 
   python -m data report patches"""
