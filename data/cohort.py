@@ -9,28 +9,23 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
 from data.cutting import METAIMAGE, NIFTI, CutConfig, Cutting
-from data.dicom import Found, Series, Skipped, find_series, look_at
-from data.dicom_elements import Decoder
+from data.dicom import Found, Series, Skipped, find_series, look_at_all
 from data.lesions import BACKGROUND, LesionList
 from data.nifti import stem
 from data.parallel import map_processes
 from data.parts import Job, part_name, read_part, run_job
+from data.patch_table import SERIES_COLUMNS, SKIPPED_COLUMNS
 from data.patches import Patch, PatchSpec, PatchWriter, split_by_patient
 from data.pseudonyms import Pseudonyms
 from data.sources import Source, Unreadable, find_sources
 
 _BESIDE_SCANS = (".csv", ".json", ".txt", ".md", ".raw", ".zraw")
 _LOOK_AT_ONCE = 256
-SERIES_COLUMNS = (
-    "series", "patient", "format", "manufacturer", "model", "kernel", "slices", "rows", "columns", "pixel_mm", "slice_step_mm",
-    "slice_thickness_mm",
-)  # fmt: skip
-
 Track = Callable[[Iterable, str, int], Iterable]
 
 
@@ -84,7 +79,7 @@ def find_volumes(
 
     def look(_: Iterable[Source]) -> Iterator[Found | None]:
         few = Workers(1) if len(chunks) <= 4 else workers  # starting processes costs more than looking at a few files
-        yield from chain.from_iterable(track(few.map(_look_at_all, chunks), "looking at files, by 256", len(chunks)))
+        yield from chain.from_iterable(track(few.map(look_at_all, chunks), "looking at files, by 256", len(chunks)))
 
     series, skipped = find_series(rest, look)
     skipped += [Skipped(Source(Path(str(error.file))), error.reason) for error in damaged]
@@ -100,11 +95,6 @@ def find_volumes(
         why = f"{len(skipped)} files, most of them: {reasons[0][0]}" if reasons else "it is empty"
         raise ValueError(f"{', '.join(map(str, places))}: no CT volume found ({why})")
     return series, skipped
-
-
-def _look_at_all(files: Sequence[Source]) -> list[Found | None]:
-    decoder = Decoder()
-    return [look_at(file, decoder) for file in files]
 
 
 def prepare(
@@ -184,7 +174,7 @@ def _write(out: Path, spec: PatchSpec, jobs: Sequence[Job], pseudonyms: Pseudony
                 outcome.patches[split, one.lesion.label] += 1
     writer.finish()
     with open(out / "skipped.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([[f.name for f in fields(Skip)], *(astuple(skip) for skip in outcome.skips)])
+        csv.writer(file, lineterminator="\n").writerows([SKIPPED_COLUMNS, *(astuple(skip) for skip in outcome.skips)])
     outcome.patients, outcome.series = len(splits), len(jobs)
     outcome.notes = +outcome.notes
 

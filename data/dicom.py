@@ -56,8 +56,8 @@ class Found(NamedTuple):
     damage: str = ""
 
 
-def look_at(file: Source, decoder: Decoder | None = None) -> Found | None:
-    """What a file is, by its header; None for a DICOMDIR, which is an index of others. decoder: one for many files saves time."""
+def look_at(file: Source, decoder: Decoder) -> Found | None:
+    """What a file is, by its header; None for a DICOMDIR, which is an index of others."""
     if file.name.upper() == "DICOMDIR":
         return None
     try:
@@ -83,8 +83,14 @@ def look_at(file: Source, decoder: Decoder | None = None) -> Found | None:
     return Found(file, uid, str(header.get("PatientID") or "").strip(), str(header.get("StudyInstanceUID") or uid))
 
 
+def look_at_all(files: Iterable[Source]) -> list[Found | None]:
+    """look_at for each file."""
+    decoder = Decoder()
+    return [look_at(file, decoder) for file in files]
+
+
 def find_series(
-    files: Iterable[Source], look: Callable[[Iterable[Source]], Iterable[Found | None]] = lambda files: map(look_at, files)
+    files: Iterable[Source], look: Callable[[Iterable[Source]], Iterable[Found | None]] = look_at_all
 ) -> tuple[list[Series], list[Skipped]]:
     """Groups CT slices by SeriesInstanceUID; says of every other file why it is none.
 

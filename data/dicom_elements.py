@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pydicom.charset import convert_encodings
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 
 UNDEFINED = 0xFFFFFFFF
 _PIXELS = 0x7FE00008
@@ -24,6 +24,12 @@ _LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b
 _SHORT = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS", b"ST", b"TM",
           b"UI", b"UL", b"US"}  # fmt: skip
 _NESTED = 16
+_SINGLE = {Tag(keyword) for keyword in (
+    "Modality", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns", "SamplesPerPixel",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
+    "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit",
+)}  # fmt: skip
+_UNPACK = {order: tuple(struct.Struct(f"{order}{form}").unpack_from for form in ("HH", "H", "I")) for order in "<>"}
 
 
 class Unusual(Exception):
@@ -67,16 +73,17 @@ def _head(content: bytes, at: int, end: int, implicit: bool, order: str) -> tupl
     """Tag, VR, where the value begins, and its length."""
     if at + 12 > end and at + 8 != end:
         raise Unusual
-    group, element = struct.unpack_from(f"{order}HH", content, at)
+    pair, short, long = _UNPACK[order]
+    group, element = pair(content, at)
     tag = group << 16 | element
     if implicit or group == 0xFFFE:
-        return tag, b"", at + 8, struct.unpack_from(f"{order}I", content, at + 4)[0]
+        return tag, b"", at + 8, long(content, at + 4)[0]
     vr = content[at + 4 : at + 6]
     if vr in _SHORT:
-        return tag, vr, at + 8, struct.unpack_from(f"{order}H", content, at + 6)[0]
+        return tag, vr, at + 8, short(content, at + 6)[0]
     if vr not in _LONG:
         raise Unusual
-    return tag, vr, at + 12, struct.unpack_from(f"{order}I", content, at + 8)[0]
+    return tag, vr, at + 12, long(content, at + 8)[0]
 
 
 def _after_sequence(content: bytes, at: int, end: int, implicit: bool, order: str, depth: int) -> int:
@@ -100,6 +107,12 @@ def _after_item(content: bytes, at: int, end: int, implicit: bool, order: str, d
     raise Unusual
 
 
+def check_single(element: DataElement) -> None:
+    """ValueError when an attribute that has one value by the standard has several."""
+    if element.tag in _SINGLE and element.VM > 1:
+        raise ValueError(f"{element.keyword} has {element.VM} values")
+
+
 class Decoder:
     """Turns found elements into a pydicom Dataset; what is byte for byte as in the file before is not decoded again."""
 
@@ -108,7 +121,7 @@ class Decoder:
         self._decoded = Dataset()
 
     def decode(self, content: bytes, found: dict[int, Element], *, implicit: bool, order: str) -> Dataset:
-        """A data set with the found elements, values decoded as pydicom does. Raises what pydicom raises."""
+        """A data set with the found elements, values decoded as pydicom does. Raises what pydicom raises and check_single do."""
         raw = {tag: (e.vr, content[e.at : e.at + e.length]) for tag, e in found.items() if e.length != UNDEFINED}
         if len(raw) < len(found):
             raise Unusual  # a wanted sequence of undefined length
@@ -126,6 +139,7 @@ class Decoder:
         header.set_original_encoding(implicit, order == "<", convert_encodings(text.value if text else ""))
         for base, element in elements.items():
             if isinstance(element, RawDataElement):  # decoded now, so that damage shows here
+                check_single(header[base])
                 for item in header[base].value if header[base].VR == "SQ" else ():
                     list(item.iterall())
         self._before, self._decoded = raw, header

@@ -28,7 +28,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from data.dicom_elements import UNDEFINED, Decoder, Unusual, find_elements
+from data.dicom_elements import UNDEFINED, Decoder, Unusual, check_single, find_elements
 from data.sources import Source, Unreadable
 
 HEADER = [
@@ -44,11 +44,6 @@ _WANTED = frozenset(int(Tag(keyword)) for keyword in HEADER)
 _META = (0x00020002, 0x00020010)
 NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
 
-_SINGLE = [Tag(keyword) for keyword in (
-    "Modality", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns", "SamplesPerPixel",
-    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
-    "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit",
-)]  # fmt: skip
 _HEAD_BYTES = 1 << 16
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 _INFLATED_BYTES, _INFLATED_RATIO = 64 << 20, 20
@@ -172,9 +167,6 @@ def _parse(source: Source, content: bytes, complete: bool, decoder: Decoder) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             kind, syntax, header, stop = _header(content, decoder)
-            for tag in _SINGLE:
-                if tag in header and header[tag].VM > 1:
-                    raise ValueError(f"{header[tag].keyword} has {header[tag].VM} values")
     except Exception as error:  # pydicom raises many kinds on damaged files
         if not complete:
             raise _HeadTooShort from None
@@ -205,8 +197,9 @@ def _header(content: bytes, decoder: Decoder) -> tuple[object, object, Dataset, 
     except (Unusual, KeyError, ValueError):
         stream = BytesIO(content)
         header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=HEADER, force=True)
-        for _ in header.iterall():  # values are decoded when first read: now, so that damage shows here
-            pass
+        for element in header:  # values are decoded when first read: now, so that damage shows here
+            check_single(element)
+        list(header.iterall())
         return header.file_meta.get("MediaStorageSOPClassUID"), header.file_meta.get("TransferSyntaxUID"), header, stream.tell()
 
 

@@ -19,6 +19,12 @@ SPLITS = ("train", "validation", "test", "synthetic")
 COLUMNS = (
     "id", "patient", "series", "class", "diameter_mm", "center_x_mm", "center_y_mm", "center_z_mm", "padded", "split", "shard", "row",
 )  # fmt: skip
+SERIES_COLUMNS = (
+    "series", "patient", "format", "manufacturer", "model", "kernel", "slices", "rows", "columns", "pixel_mm", "slice_step_mm",
+    "slice_thickness_mm",
+)  # fmt: skip
+SKIPPED_COLUMNS = ("kind", "id", "count", "reason")
+"""Of series.csv and skipped.csv, which `prepare` puts beside patches.csv."""
 _ROWS_AT_ONCE = 16_384
 _LONGEST_NAME = 64
 

@@ -15,14 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from data.near_copies import MOST, SMALLEST, NearCopy, NearCopySearch
+from data.patch_table import SERIES_COLUMNS, SKIPPED_COLUMNS
 from data.patches import PatchFolder
 from data.preprocess import Window
 
-SERIES_COLUMNS = (
-    "series", "patient", "format", "manufacturer", "model", "kernel", "slices", "rows", "columns", "pixel_mm", "slice_step_mm",
-    "slice_thickness_mm",
-)  # fmt: skip
-SKIPPED_COLUMNS = ("kind", "id", "count", "reason")
 HU_MIN = -32768
 
 _CHUNK_VOXELS = 1 << 22
