@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
@@ -30,8 +31,8 @@ def acquisition_of(header: Dataset) -> Acquisition:
     private = " ".join(str(header.get(keyword) or "") for keyword in ("PatientName", "PatientID", "InstitutionName")).lower()
     secrets = {word for word in re.split(r"[^\w]+", private) if len(word) > 2}
     manufacturer = f"{str(header.get('Manufacturer') or '').lower()} "
-    kernel = header.get("ConvolutionKernel")
-    kernel = kernel if isinstance(kernel, str) or kernel is None else kernel[0]
+    kernel = header.get("ConvolutionKernel") or ""
+    kernel = kernel if isinstance(kernel, str) else next(iter(kernel), "") if isinstance(kernel, Sequence) else ""
     try:
         thickness = float(header.get("SliceThickness") or 0)
     except (TypeError, ValueError):
@@ -40,7 +41,7 @@ def acquisition_of(header: Dataset) -> Acquisition:
         "DICOM",
         next((name for start, name in _VENDORS.items() if start in manufacturer), "other" if manufacturer.strip() else ""),
         _harmless(str(header.get("ManufacturerModelName") or ""), secrets, 24),
-        _harmless(str(kernel or ""), secrets, 12),
+        _harmless(str(kernel), secrets, 12),
         thickness if 0 < thickness < 1000 else None,
     )
 

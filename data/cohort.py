@@ -18,7 +18,7 @@ from data.dicom import Found, Series, Skipped, find_series, look_at_all
 from data.lesions import BACKGROUND, LesionList
 from data.nifti import stem
 from data.parallel import map_processes
-from data.parts import Job, part_name, read_part, run_job
+from data.parts import Job, died, part_name, read_part, run_job
 from data.patch_table import SERIES_COLUMNS, SKIPPED_COLUMNS
 from data.patches import Patch, PatchSpec, PatchWriter, split_by_patient
 from data.pseudonyms import Pseudonyms
@@ -57,9 +57,9 @@ class Workers:
     processes: int = 0
     scheduler: str | None = None
 
-    def map(self, function: Callable, inputs: Sequence) -> Iterator:
-        """function(x) for each x, in order."""
-        return map_processes(function, inputs, self.processes, self.scheduler)
+    def map(self, function: Callable, inputs: Sequence, died: Callable | None = None) -> Iterator:
+        """function(x) for each x, in order; died(x) in place of it where x kills its process."""
+        return map_processes(function, inputs, self.processes, self.scheduler, died)
 
 
 def find_volumes(
@@ -73,8 +73,8 @@ def find_volumes(
     """
     damaged: list[Unreadable] = []
     files = [file for file in find_sources(places, damaged) if not (leave_out and Source(file.path.resolve(), file.member) in leave_out)]
-    single = [f for f in files if f.name.lower().endswith(NIFTI + METAIMAGE)]
-    rest = [f for f in files if not f.name.lower().endswith(NIFTI + METAIMAGE + _BESIDE_SCANS)]
+    single = [f for f in files if f.name.lower().endswith(NIFTI + METAIMAGE) and not f.name.startswith("._")]
+    rest = [f for f in files if not f.name.lower().endswith(NIFTI + METAIMAGE + _BESIDE_SCANS) or f.name.startswith("._")]
     chunks = [rest[n : n + _LOOK_AT_ONCE] for n in range(0, len(rest), _LOOK_AT_ONCE)]
 
     def look(_: Iterable[Source]) -> Iterator[Found | None]:
@@ -82,7 +82,6 @@ def find_volumes(
         yield from chain.from_iterable(track(few.map(look_at_all, chunks), "looking at files, by 256", len(chunks)))
 
     series, skipped = find_series(rest, look)
-    skipped += [Skipped(Source(Path(str(error.file))), error.reason) for error in damaged]
     skipped += [Skipped(Source(Path(str(error.file))), error.reason) for error in damaged]
     series += [Series(stem(f), stem(f), (f,)) for f in single]
     named = Counter(one.uid for one in series)
@@ -134,7 +133,7 @@ def prepare(
         warn(f"{before} of {len(jobs)} series were cut by an earlier run")
     cut: list[Job] = []
     labels: set[str] = set()
-    for job, result in zip(jobs, track(workers.map(run_job, jobs), "series", len(jobs)), strict=True):
+    for job, result in zip(jobs, track(workers.map(run_job, jobs, died), "series", len(jobs)), strict=True):
         uid = pseudonyms.series(job.series.uid)
         outcome.notes.update(dict(result.notes))
         outcome.skips += [Skip("lesion", uid, count, reason) for reason, count in result.left_out]

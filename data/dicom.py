@@ -6,6 +6,8 @@ Slices are ordered and spaced by their position along the normal of the image pl
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,14 +16,18 @@ import numpy as np
 
 from data.acquisition import acquisition_of
 from data.dicom_elements import Decoder
-from data.dicom_file import Directory, NotDicom, read_dicom
-from data.dicom_slices import Slice, other_kind, slices_of
-from data.sources import Source, Unreadable
-from data.volume import Volume, spacing_of
+from data.dicom_file import SUFFIXES, Directory, NotDicom, read_dicom
+from data.dicom_slices import Slice, contradiction, other_kind, slices_of
+from data.sources import Source, Unreadable, memory_bytes
+from data.volume import Volume, checked_spacing
 
 POSITION_TOLERANCE_MM = 0.101
 """How far a slice may lie from its place, or 2 % of the step: positions are often rounded to a tenth of a millimetre.
-A missing slice moves its neighbours by half a step at least."""
+A missing slice moves its neighbours by half a step at least, so never more than 40 % of it."""
+
+_ODD = (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError, struct.error)
+_ODD_REASON = "damaged DICOM header"
+"""A header may have any type of value at any place; whatever trips over one is damage, not a defect of ours."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,10 @@ class Skipped:
 
 
 class Found(NamedTuple):
-    """What a file turned out to be: a slice of a series, something else (reason), or a damaged file (damage: one line on it)."""
+    """What a file turned out to be: a slice of a series, or something else (reason).
+
+    damage: one line on a file that may have been a slice; of one whose content tells nothing, its name decides (by_name).
+    """
 
     file: Source
     uid: str = ""
@@ -54,32 +63,36 @@ class Found(NamedTuple):
     study_uid: str = ""
     reason: str = ""
     damage: str = ""
+    by_name: bool = False
 
 
 def look_at(file: Source, decoder: Decoder) -> Found | None:
     """What a file is, by its header; None for a DICOMDIR, which is an index of others."""
     if file.name.upper() == "DICOMDIR":
         return None
+    if file.name.startswith("._"):
+        return Found(file, reason="what macOS keeps beside a file")
     try:
         found = read_dicom(file, pixels=False, decoder=decoder)
+        reason = contradiction(found)
+        if reason is None and (reason := other_kind(found)):
+            return Found(file, reason=reason)
     except Directory:
         return None
     except NotDicom as error:
-        return Found(file, reason=error.reason)
+        return Found(file, reason=error.reason, damage=str(error), by_name=True)
     except Unreadable as error:
         return Found(file, reason=error.reason, damage=str(error))
     except OSError as error:
-        return Found(file, reason="cannot be opened", damage=f"{file}: {error.strerror}")
+        return Found(file, reason="cannot be opened", damage=f"{file}: {error.strerror}", by_name=True)
+    except _ODD as error:
+        return Found(file, reason=_ODD_REASON, damage=f"{file}: {_ODD_REASON}: {error}")
     header = found.header
-    if not header.get("Modality"):
-        return Found(file, reason="Modality is absent", damage=f"{file}: Modality is absent")
-    reason = other_kind(header)
-    if reason:
-        return Found(file, reason=reason)
     uid = str(header.get("SeriesInstanceUID") or "")
-    if not uid or found.pixels_length is None:
-        what = "SeriesInstanceUID" if not uid else "PixelData"
-        return Found(file, uid, reason=f"{what} is absent", damage=f"{file}: {what} is absent")
+    if not reason and (not uid or found.pixels_length is None):
+        reason = f"{'PixelData' if uid else 'SeriesInstanceUID'} is absent"
+    if reason:
+        return Found(file, uid, reason=reason, damage=f"{file}: {reason}")
     return Found(file, uid, str(header.get("PatientID") or "").strip(), str(header.get("StudyInstanceUID") or uid))
 
 
@@ -96,26 +109,25 @@ def find_series(
 
     Only headers are read. Files that are not DICOM, other modalities, localizers, derived maps and colour screens are
     skipped; what claims to be a CT slice is kept, to be judged by read_series. A damaged file is skipped too, and spoils
-    the series it names, or every series with slices in its folder: it may have been one of their slices.
+    the series it names and those with slices in its folder: it may have been one of their slices.
     look: look_at for each file, perhaps by several processes.
     """
     slices: dict[str, list[Found]] = {}
-    skipped, damaged = [], []
+    skipped = []
+    suspects = _Suspects()
     for found in look(files):
         if found is None:
             continue
         if found.reason:
             skipped.append(Skipped(found.file, found.reason))
-            damaged += [found] if found.damage else []
+            suspects.add(found)
         else:
             slices.setdefault(found.uid, []).append(found)
-    by_folder = {d.file.folder: d for d in damaged if not d.uid}
-    by_series = {d.uid: d for d in damaged if d.uid}
     series = []
     for uid, group in sorted(slices.items()):
         patients = sorted({g.patient_id for g in group if g.patient_id})
         one = Series(uid, patients[0] if patients else min(g.study_uid for g in group), tuple(sorted(g.file for g in group)))
-        bad = by_series.get(uid) or next((by_folder[g.file.folder] for g in group if g.file.folder in by_folder), None)
+        bad = suspects.beside(one)
         if len(patients) > 1:
             one = replace(one, spoiled=Unreadable(one.files[0], "two PatientIDs in one series"))
         elif bad:
@@ -123,6 +135,39 @@ def find_series(
             one = replace(one, spoiled=Unreadable(bad.file, f"a damaged file beside the slices; remove or restore it: {bad.reason}", told))
         series.append(one)
     return series, skipped
+
+
+class _Suspects:
+    """Files that may have been slices, found again by the series that they may have belonged to."""
+
+    def __init__(self) -> None:
+        self._by_uid: dict[str, Found] = {}
+        self._by_place: dict[tuple[str, str], Found] = {}  # by folder, or its parent, and the name's shape
+
+    def add(self, found: Found) -> None:
+        if not found.damage:
+            return
+        shape = _shape(found.file) if found.by_name and not found.file.name.lower().endswith(SUFFIXES) else ""
+        self._by_uid.setdefault(found.uid, found)
+        for place in (found.file.folder, f"{_parent(found.file.folder)}/*"):
+            self._by_place.setdefault((place, shape), found)
+
+    def beside(self, series: Series) -> Found | None:
+        """A damaged file of this series, of no known kind in one of its folders, or in a sibling of them where it has several."""
+        folders = {file.folder for file in series.files}
+        places = folders | ({f"{_parent(folder)}/*" for folder in folders} if len(folders) > 1 else set())
+        shapes = {"", *(_shape(file) for file in series.files)}
+        here = (self._by_place.get((place, shape)) for place in sorted(places) for shape in sorted(shapes))
+        return self._by_uid.get(series.uid) or next((found for found in here if found), None)
+
+
+def _shape(file: Source) -> str:
+    """A name with its numbers left out: the slices of one folder mostly share it."""
+    return re.sub(r"\d+", "#", file.name)
+
+
+def _parent(folder: str) -> str:
+    return folder.rpartition("/")[0]
 
 
 def read_series(series: Series) -> Volume:
@@ -135,7 +180,14 @@ def read_series(series: Series) -> Volume:
     if series.spoiled:
         raise series.spoiled
     decoder = Decoder()
-    slices = [one for source in series.files for one in slices_of(read_dicom(source, pixels=True, decoder=decoder))]
+    slices: list[Slice] = []
+    for source in series.files:
+        try:
+            slices += slices_of(read_dicom(source, pixels=True, decoder=decoder))
+        except _ODD as error:
+            if isinstance(error, Unreadable):
+                raise
+            raise Unreadable(source, _ODD_REASON, str(error)) from None
     first = slices[0]
     for one in slices[1:]:
         _check_alike(one, first)
@@ -147,12 +199,15 @@ def read_series(series: Series) -> Volume:
     step = _even_step(slices, normal)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1:3], affine[:3, 3] = step, in_plane, slices[0].position
+    voxels = len(slices) * first.file.whole("Rows") * first.file.whole("Columns")
+    if 6 * voxels > memory_bytes():  # in HU, as stored, and one copy
+        raise Unreadable(first.file.source, "its slices together (Rows, Columns) are more than this machine's memory", f"{voxels} voxels")
     plane = slices[0].hu()  # as large as its pixels are, whatever Rows and Columns say
     hu = np.empty((len(slices), *plane.shape), np.int16)
     for k, one in enumerate(slices):
         hu[k] = one.hu() if k else plane
     uids = tuple(one.image_uid for one in slices)
-    return Volume(hu, spacing_of(affine), affine, series.uid, uids, acquisition_of(first.file.header), notes)
+    return Volume(hu, checked_spacing(first.file.source, affine), affine, series.uid, uids, acquisition_of(first.file.header), notes)
 
 
 def _check_alike(one: Slice, first: Slice) -> None:
@@ -206,7 +261,7 @@ def _check_not_interleaved(slices: Sequence[Slice]) -> None:
     seen: list[object] = []
     for one in slices:
         number = one.file.header.get("AcquisitionNumber")
-        if not seen or number != seen[-1]:
+        if number not in (None, "") and (not seen or number != seen[-1]):
             if number in seen:
                 raise Unreadable(one.file.source, "AcquisitionNumber alternates from slice to slice; two scans in one series?")
             seen.append(number)
@@ -222,7 +277,8 @@ def _even_step(slices: Sequence[Slice], normal: np.ndarray) -> np.ndarray:
         reason = "slices shift sideways (gantry tilt, ImagePositionPatient); resample the series first"
         raise Unreadable(slices[0].file.source, reason, f"{degrees:.1f} degrees")
     stray = np.abs(positions - positions[0] - np.arange(len(positions))[:, None] * step).max(axis=1)
-    if stray.max() > max(POSITION_TOLERANCE_MM, 0.02 * np.linalg.norm(step)):
+    step_mm = float(np.linalg.norm(step))
+    if stray.max() > min(max(POSITION_TOLERANCE_MM, 0.02 * step_mm), 0.4 * step_mm):
         steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
         worst = int(np.argmax(np.abs(steps - np.median(steps))))
         reason = "slices are not evenly spaced (ImagePositionPatient); a slice is missing, or two scans are mixed"

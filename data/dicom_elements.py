@@ -69,6 +69,15 @@ def find_elements(
     return found, at
 
 
+def walk_to_end(content: bytes, at: int, end: int, *, implicit: bool, order: str) -> None:
+    """Raises Unusual unless one unbroken row of elements goes from `at` to `end`."""
+    while at < end:
+        _, _, value, length = _head(content, at, end, implicit, order)
+        at = value + length if length != UNDEFINED else _after_sequence(content, value, end, implicit, order, 0)
+    if at != end:
+        raise Unusual
+
+
 def _head(content: bytes, at: int, end: int, implicit: bool, order: str) -> tuple[int, bytes, int, int]:
     """Tag, VR, where the value begins, and its length."""
     if at + 12 > end and at + 8 != end:

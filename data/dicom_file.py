@@ -11,24 +11,33 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import pixel_array
 from pydicom.tag import Tag
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     MediaStorageDirectoryStorage,
     RLELossless,
 )
 
-from data.dicom_elements import UNDEFINED, Decoder, Unusual, check_single, find_elements
+from data.dicom_elements import UNDEFINED, Decoder, Unusual, check_single, find_elements, walk_to_end
 from data.sources import Source, Unreadable
 
 HEADER = [
@@ -45,16 +54,20 @@ _META = (0x00020002, 0x00020010)
 NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
 
 _HEAD_BYTES = 1 << 16
-_SUFFIXES = (".dcm", ".dicom", ".ima")
+_GROUP_LENGTH = b"DICM\x02\x00\x00\x00UL\x04\x00"
+# one decoder a syntax, chosen because it raises where others abort the process; none is tried after another
+_DECODERS = {RLELossless: "pydicom", JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls", JPEG2000Lossless: "pylibjpeg",
+             JPEG2000: "pylibjpeg", HTJ2KLossless: "pylibjpeg", HTJ2KLosslessRPCL: "pylibjpeg", HTJ2K: "pylibjpeg"}  # fmt: skip
+SUFFIXES = (".dcm", ".dicom", ".ima")
 _INFLATED_BYTES, _INFLATED_RATIO = 64 << 20, 20
-_WIDEST = 8192  # Rows and Columns that a compressed CT image may have
+_WIDEST = 4096  # Rows and Columns that a compressed CT image may have
 _PIXEL_DATA = {"<": b"\xe0\x7f\x10\x00", ">": b"\x7f\xe0\x00\x10"}
 _BARE = re.compile(rb"[\x02\x08]\x00.\x00([A-Z]{2}|..\x00\x00)", re.DOTALL)
 _PLAIN_META = b"\0" * 128 + b"DICM" + struct.pack("<HH2sH20s", 2, 0x10, b"UI", 20, b"1.2.840.10008.1.2.1\0")
 
 
 class NotDicom(Unreadable):
-    """A file of some other kind."""
+    """A file of some other kind, or none at all: zero bytes, a pipe."""
 
 
 class Directory(Unreadable):
@@ -66,7 +79,7 @@ class DicomFile:
     """A header, and where the pixels begin in the content, if the whole of it was read.
 
     content: the data set from its first byte, inflated. pixels_at: where PixelData's value begins; pixels_length: its
-    bytes, UNDEFINED when it is encapsulated, None when there is no PixelData.
+    bytes, UNDEFINED when it is encapsulated, None when there is no PixelData. kind: MediaStorageSOPClassUID.
     """
 
     source: Source
@@ -75,10 +88,11 @@ class DicomFile:
     content: bytes
     pixels_at: int
     pixels_length: int | None
+    kind: str = ""
 
     def stored(self, frame: int = 0) -> np.ndarray:
         """(Rows, Columns): the integers stored in one frame, as they lie there (PS3.5, 8.1.1)."""
-        header, source = self.header, self.source
+        source = self.source
         rows, columns, bits = (self.whole(keyword) for keyword in ("Rows", "Columns", "BitsAllocated"))
         if bits not in (8, 16):
             raise Unreadable(source, "BitsAllocated is not 8 or 16", str(bits))
@@ -87,13 +101,15 @@ class DicomFile:
         if self.pixels_length is None:
             raise Unreadable(source, "PixelData is absent")
         if self.syntax in NATIVE and self.pixels_length != UNDEFINED:
-            frames = int(header.get("NumberOfFrames") or 1)
+            frames = self.whole("NumberOfFrames", 1)
             size = rows * columns * bits // 8
             if self.pixels_length - size * frames not in ((0, 1) if size * frames % 2 else (0,)) or rows * columns == 0:
                 asked = f"{size * frames} bytes for {frames} x {rows} x {columns}, there are {self.pixels_length}"
                 raise Unreadable(source, "PixelData does not have the size that Rows, Columns and NumberOfFrames ask for", asked)
             if self.pixels_at + self.pixels_length > len(self.content):
                 raise Unreadable(source, "PixelData is cut off", f"{len(self.content) - self.pixels_at} of {self.pixels_length} bytes")
+            if not frame:
+                self._check_end()
             order = ">" if self.syntax == ExplicitVRBigEndian else "<"
             dtype = np.dtype(f"{order}u{bits // 8}")
             return np.frombuffer(self.content, dtype, rows * columns, self.pixels_at + frame * size).reshape(rows, columns)
@@ -108,25 +124,48 @@ class DicomFile:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                image = pydicom.dcmread(BytesIO(self.content), force=True)
-                image.file_meta.TransferSyntaxUID = self.syntax
-                frames = int(self.header.get("NumberOfFrames") or 1)
-                stated = _stream_shape(get_frame(image.PixelData, frame, number_of_frames=frames)) if self.syntax != RLELossless else None
-                if stated not in (None, (rows, columns)):
-                    raise ValueError(f"its image is {stated}, Rows x Columns are {rows} x {columns}")
-                pixels = pydicom.pixels.pixel_array(image, index=frame)
+                image, frames = self._encapsulated
+                stream = frames[frame]
+                if self.syntax != RLELossless:
+                    check_stream(stream, rows, columns)
+                image.PixelData = encapsulate([stream])
+                pixels = pixel_array(image, decoding_plugin=_DECODERS.get(self.syntax, "gdcm"))
         except Exception as error:  # every codec has its own kinds
             raise Unreadable(source, "PixelData cannot be decoded", f"{self.syntax.name}: {str(error)[:200]}") from None
         if pixels.shape != (rows, columns):
             raise Unreadable(source, "PixelData is not Rows x Columns", f"{pixels.shape}")
         return pixels
 
-    def whole(self, keyword: str) -> int:
-        """A whole number of the header; Unreadable when it is absent or none."""
+    @cached_property
+    def _encapsulated(self) -> tuple[Dataset, list[bytes]]:
+        """The data set, as if it had one frame, and the compressed stream of each frame."""
+        image = pydicom.dcmread(BytesIO(self.content), force=True)
+        image.file_meta.TransferSyntaxUID = self.syntax
+        count = self.whole("NumberOfFrames", 1)
+        frames = list(generate_frames(image.PixelData, number_of_frames=count))
+        if len(frames) != count:
+            raise ValueError(f"{len(frames)} frames, NumberOfFrames is {count}")
+        image.NumberOfFrames = 1
+        return image, frames
+
+    def _check_end(self) -> None:
+        """Unreadable when what follows the pixels is neither nothing nor elements: bytes were lost or came in between."""
+        at, end = self.pixels_at + (self.pixels_length or 0), len(self.content)
+        implicit, little = self.header.original_encoding
+        if at < end and any(self.content[at:end]):
+            try:
+                walk_to_end(self.content, at, end, implicit=bool(implicit), order="<" if little else ">")
+            except Unusual:
+                raise Unreadable(self.source, "what follows its PixelData are no elements; bytes were lost or inserted") from None
+
+    def whole(self, keyword: str, default: int | None = None) -> int:
+        """A whole number of the header, or the default where it is absent or empty; Unreadable when it is none."""
         value = self.header.get(keyword)
+        if value in (None, "") and default is not None:
+            return default
         try:
             return int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise Unreadable(self.source, f"{keyword} is absent or no number") from None
 
 
@@ -137,21 +176,30 @@ def read_dicom(source: Source, *, pixels: bool, decoder: Decoder | None = None) 
 
     Raises NotDicom, Directory, or Unreadable when the file is damaged.
     """
-    size, decoder = source.size, decoder or Decoder()
+    try:
+        size, decoder = source.size, decoder or Decoder()
+    except Unreadable as error:
+        raise NotDicom(source, error.reason) from None
     if size == 0:
-        raise Unreadable(source, "zero bytes")
+        raise NotDicom(source, "zero bytes")
     whole = pixels or bool(source.member)
     if whole:
         content = source.read()
     else:
         with open(source.path, "rb") as file:
             content = file.read(_HEAD_BYTES)
-    if ExplicitVRLittleEndian.encode() + b".99" in content[:_HEAD_BYTES]:  # deflated
+    if DeflatedExplicitVRLittleEndian.encode() in _meta(content):
         return _parse(source, _inflate(source, source.read()), True, decoder)
     try:
         return _parse(source, content, whole or len(content) == size, decoder)
     except _HeadTooShort:
         return _parse(source, source.read(), True, decoder)
+
+
+def _meta(content: bytes) -> bytes:
+    """The file meta group, or where it would be."""
+    length = struct.unpack("<I", content[140:144])[0] if content[128:140] == _GROUP_LENGTH else 1024
+    return content[: 144 + min(length, _HEAD_BYTES)]
 
 
 class _HeadTooShort(Exception):
@@ -160,9 +208,8 @@ class _HeadTooShort(Exception):
 
 def _parse(source: Source, content: bytes, complete: bool, decoder: Decoder) -> DicomFile:
     if content[128:132] != b"DICM" and not _BARE.match(content):
-        if source.name.lower().endswith(_SUFFIXES):
-            raise Unreadable(source, "not a DICOM file, though named as one")
-        raise NotDicom(source, "not a DICOM file")
+        named = source.name.lower().endswith(SUFFIXES)
+        raise NotDicom(source, "not a DICOM file, though named as one" if named else "not a DICOM file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -179,7 +226,7 @@ def _parse(source: Source, content: bytes, complete: bool, decoder: Decoder) -> 
         raise _HeadTooShort
     if not syntax:  # pydicom told implicit from explicit by the first element
         syntax = ExplicitVRBigEndian if not little else ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    return DicomFile(source, header, UID(str(syntax), pydicom.config.IGNORE), content, at, length)
+    return DicomFile(source, header, UID(str(syntax), pydicom.config.IGNORE), content, at, length, str(kind or ""))
 
 
 def _header(content: bytes, decoder: Decoder) -> tuple[object, object, Dataset, int]:
@@ -214,7 +261,7 @@ def _pixel_data(content: bytes, at: int, implicit: bool, order: str) -> tuple[in
 
 def _inflate(source: Source, content: bytes) -> bytes:
     """A deflated data set (PS3.5, A.5) as a plain one, to a bound: a bomb is refused, not inflated."""
-    if content[128:140] != b"DICM\x02\x00\x00\x00UL\x04\x00":
+    if content[128:140] != _GROUP_LENGTH:
         raise Unreadable(source, "deflated, without FileMetaInformationGroupLength")
     start = 144 + struct.unpack("<I", content[140:144])[0]
     most = max(_INFLATED_BYTES, _INFLATED_RATIO * len(content))
@@ -230,19 +277,52 @@ def _inflate(source: Source, content: bytes) -> bytes:
     return _PLAIN_META + plain
 
 
-def _stream_shape(stream: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a JPEG, JPEG-LS (SOF marker, ISO 10918-1, B.2.2) or JPEG 2000 (SIZ, ISO 15444-1, A.5.1) stream states."""
+def check_stream(stream: bytes, rows: int, columns: int) -> None:
+    """ValueError unless a JPEG, JPEG-LS or JPEG 2000 stream states this shape and is whole up to its first scan.
+
+    ISO 10918-1, B.2.2 (SOF) and B.2.3; ISO 15444-1, A.5.1 (SIZ). A decoder is not asked about anything else: some abort.
+    """
     if stream[:4] == b"\xff\x4f\xff\x51":
-        columns, rows, left, top = struct.unpack(">4I", stream[8:24])
-        return rows - top, columns - left
-    at = 2
-    while stream[:2] == b"\xff\xd8" and at + 9 <= len(stream) and stream[at] == 0xFF:
-        marker = stream[at + 1]
+        right, bottom, left, top = struct.unpack(">4I", stream[8:24])
+        stated, components = (bottom - top, right - left), struct.unpack(">H", stream[40:42])[0]
+    elif stream[:2] == b"\xff\xd8":
+        stated, components = _jpeg_shape(stream)
+    else:
+        raise ValueError("not a JPEG stream")
+    if stated != (rows, columns) or components != 1:
+        raise ValueError(f"its image is {stated} with {components} components, Rows x Columns are {rows} x {columns}")
+
+
+def _jpeg_shape(stream: bytes) -> tuple[tuple[int, int], int]:
+    """(rows, columns) and components of a JPEG or JPEG-LS stream whose segments are known ones up to its scan."""
+    at, found = 2, None
+    while at + 4 <= len(stream):
+        mark, marker, length = struct.unpack(">BBH", stream[at : at + 4])
+        body = stream[at + 4 : at + 2 + length]
+        if mark != 0xFF or length < 2 or len(body) != length - 2:
+            raise ValueError("its JPEG segments are damaged")
+        if marker == 0xDA and found:
+            return found
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = struct.unpack(">HH", stream[at + 5 : at + 9])
-            return rows, columns
-        at += 2 + struct.unpack(">H", stream[at + 2 : at + 4])[0]
-    return None
+            precision, rows, columns, components = struct.unpack(">BHHB", body[:6])
+            if not 2 <= precision <= 16 or len(body) != 6 + 3 * components:
+                raise ValueError("its JPEG frame header is damaged")
+            found = (rows, columns), components
+        elif marker == 0xC4:
+            _check_huffman(body)
+        elif not (marker in (0xDB, 0xDD, 0xF8, 0xFE) or 0xE0 <= marker <= 0xEF):
+            raise ValueError(f"unknown JPEG segment {marker:02X}")
+        at += 2 + length
+    raise ValueError("its JPEG stream has no scan")
+
+
+def _check_huffman(body: bytes) -> None:
+    """ValueError unless the tables have as many codes as they say (ISO 10918-1, B.2.4.2)."""
+    while body:
+        codes = sum(body[1:17])
+        if len(body) < 17 + codes or body[0] & 0xEC or sum(n << (15 - i) for i, n in enumerate(body[1:17])) > 1 << 16:
+            raise ValueError("its Huffman tables are damaged")
+        body = body[17 + codes :]
 
 
 def numbers(source: Source, holder: Dataset, keyword: str, count: int) -> np.ndarray:

@@ -6,14 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from pydicom.config import IGNORE
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from data.dicom_file import DicomFile, numbers
 from data.sources import Unreadable
 from data.volume import AIR_HU, PADDING_HU
 
 _ENHANCED = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
+CT_CLASSES = {str(CTImageStorage), *map(str, _ENHANCED)}
+
+_MODALITIES = {
+    "AR", "AU", "BDUS", "BI", "BMD", "CR", "CT", "CTPROTOCOL", "DG", "DOC", "DX", "ECG", "EPS", "ES", "FID", "GM", "HC", "HD", "IO",
+    "IOL", "IVOCT", "IVUS", "KER", "KO", "LEN", "LS", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPM", "OPT", "OPV", "OT", "PLAN", "PR",
+    "PT", "PX", "REG", "RESP", "RF", "RG", "RTDOSE", "RTIMAGE", "RTPLAN", "RTRECORD", "RTSTRUCT", "SC", "SEG", "SM", "SMR", "SR", "SRF",
+    "STAIN", "TG", "US", "VA", "XA", "XC",
+}  # fmt: skip
+"""Defined terms of Modality (PS3.3, C.7.3.1.1.1), of the common objects."""
 
 _NOT_HU = {
     "PERFUSION", "MAT_SPECIFIC", "MAT_FRACTIONAL", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY", "STD_DEVIATION", "SUBTRACTION", "DIVISION",
@@ -44,10 +54,15 @@ class Slice:
         stored = self._meant(self.file.stored(self.frame))
         empty = self._padding(stored)
         ends = np.array([stored.min(), stored.max()], np.int64) * self.slope + self.intercept
-        if self.slope == 1 and self.intercept == round(self.intercept) and ends.min() >= -32768 and ends.max() <= 32767:
+        if self.slope == 1 and self.intercept == round(self.intercept) and abs(self.intercept) < 32768 and np.abs(ends).max() < 32768:
             hu = stored.astype(np.int16) + np.int16(self.intercept)  # the common case, at half the time
         else:
-            hu = np.rint(np.clip(stored * self.slope + self.intercept, -32768, 32767)).astype(np.int16)
+            values = stored * self.slope + self.intercept
+            if empty is not None:
+                values[empty] = AIR_HU
+            if not values.max() < 32767.5:
+                raise Unreadable(self.file.source, "RescaleSlope and RescaleIntercept give values beyond HU", f"{values.max():g}")
+            hu = np.rint(np.maximum(values, -32768)).astype(np.int16)
         if ends.min() < PADDING_HU:
             hu[hu < PADDING_HU] = AIR_HU
         if empty is not None:
@@ -61,14 +76,10 @@ class Slice:
         width = stored.dtype.itemsize * 8
         if not 1 <= bits <= width or signed not in (0, 1):
             raise Unreadable(file.source, "BitsStored or PixelRepresentation makes no sense", f"{bits}, {signed}")
-        high = int(file.header.get("HighBit", bits - 1))
+        high = file.whole("HighBit", bits - 1)
         if high != bits - 1:
             raise Unreadable(file.source, "HighBit is not one less than BitsStored (PS3.5, 8.1.1)", f"{high} and {bits}")
-        native = stored.astype(f"=u{width // 8}", copy=False)
-        if not signed:
-            return native & ((1 << bits) - 1) if bits < width else native
-        kind = np.dtype(f"=i{width // 8}")
-        return (native << (width - bits)).astype(native.dtype).view(kind) >> (width - bits) if bits < width else native.view(kind)
+        return _low_bits(stored.astype(f"=u{width // 8}", copy=False), bits, bool(signed))
 
     def _padding(self, stored: np.ndarray) -> np.ndarray | None:
         """bool (J, I): where the value is PixelPaddingValue, up to PixelPaddingRangeLimit (PS3.3, C.7.5.1.1.2)."""
@@ -80,33 +91,59 @@ class Slice:
         return stored == ends[0] if len(ends) == 1 else (stored >= min(ends)) & (stored <= max(ends))
 
 
+def _low_bits(values: np.ndarray, bits: int, signed: bool) -> np.ndarray:
+    """The `bits` lowest bits of unsigned values, sign-extended where signed; same width."""
+    width = values.dtype.itemsize * 8
+    if not signed:
+        return values & ((1 << bits) - 1) if bits < width else values
+    kind = values.dtype.str.replace("u", "i")
+    return (values << (width - bits)).astype(values.dtype).view(kind) >> (width - bits) if bits < width else values.view(kind)
+
+
 def _as_stored(file: DicomFile, value: object) -> int:
-    """A padding value as the pixels have it: some writers declare it unsigned beside signed pixels, or as bytes."""
+    """A padding value as the pixels have it: some writers declare it unsigned beside signed pixels, or wider than BitsStored, or as bytes."""
     if isinstance(value, bytes):
         value = int.from_bytes(value[:2], "little")
     try:
-        number = int(value)  # type: ignore[call-overload]
+        number = int(value) % 65536  # type: ignore[call-overload]
     except (TypeError, ValueError):
         raise Unreadable(file.source, "PixelPaddingValue or PixelPaddingRangeLimit is no number") from None
-    signed = file.whole("PixelRepresentation")
-    return number - 65536 if signed and number > 32767 else number + 65536 if not signed and number < 0 else number
+    return int(_low_bits(np.array([number], np.uint16), min(file.whole("BitsStored"), 16), file.whole("PixelRepresentation") == 1)[0])
 
 
-def other_kind(header: Dataset) -> str | None:
-    """Why a file is no CT slice to be read; None when it claims to be one."""
+def contradiction(file: DicomFile) -> str | None:
+    """What a header says of its kind that cannot be: then it may be a damaged slice. None when it agrees with itself."""
+    header = file.header
+    named = str(header.get("SOPClassUID") or "")
+    if not header.get("Modality"):
+        return "Modality is absent"
+    if CT_CLASSES & {named, file.kind} and str(header.Modality) not in _MODALITIES:
+        return "Modality is no defined term in an image of a CT class"
+    if file.kind in CT_CLASSES and named != file.kind and not _registered(named):
+        return "SOPClassUID is unknown, MediaStorageSOPClassUID is that of CT"
+    if header.Modality == "CT" and "SamplesPerPixel" in header and file.whole("SamplesPerPixel") not in (1, 3):
+        return "SamplesPerPixel is neither 1 nor 3"
+    return None
+
+
+def other_kind(file: DicomFile) -> str | None:
+    """Why a file is no CT slice to be read; None when it claims to be one. The reason holds no free text of the file."""
+    header = file.header
     kind = _image_type(header)
-    if header.get("Modality") != "CT":
-        return f"Modality is {_code(header.get('Modality'))}, not CT"
+    if header.Modality != "CT":
+        return f"Modality is {header.Modality if header.Modality in _MODALITIES else 'unknown'}, not CT"
     if "LOCALIZER" in kind:
         return "a localizer (ImageType)"
     if not_hu := _NOT_HU.intersection(kind):
         return f"a derived map, not HU (ImageType {sorted(not_hu)[0]})"
     if str(header.get("BurnedInAnnotation") or "").upper() == "YES":
         return "text is burned into the picture (BurnedInAnnotation)"
-    if int(header.get("SamplesPerPixel") or 1) != 1:
+    if file.whole("SamplesPerPixel", 1) != 1:
         return "a colour screen (SamplesPerPixel)"
-    if header.get("SOPClassUID") not in {CTImageStorage, *_ENHANCED}:
-        return f"SOPClassUID is {getattr(header.get('SOPClassUID'), 'name', 'absent')}, not CT Image Storage"
+    if header.get("SOPClassUID") not in CT_CLASSES:
+        uid = str(header.get("SOPClassUID") or "")
+        known = UID(uid).name if _registered(uid) else "unknown" if uid else "absent"
+        return f"SOPClassUID is {known}, not CT Image Storage"
     if header.SOPClassUID in _ENHANCED and any(_NOT_HU.intersection(_image_type(f)) for f in _all_of(header, "CTImageFrameTypeSequence")):
         return "a derived map, not HU (FrameType)"
     if header.SOPClassUID in _ENHANCED and any(
@@ -116,13 +153,17 @@ def other_kind(header: Dataset) -> str | None:
     return None
 
 
+def _registered(uid: str) -> bool:
+    return UID(uid, IGNORE).name != uid
+
+
 def slices_of(file: DicomFile) -> Iterator[Slice]:
     """Each image plane of a CT file, with numbers checked. Raises Unreadable naming the attribute that is wrong."""
     if file.header.SOPClassUID in _ENHANCED:
         yield from _enhanced(file)
         return
     header, source = file.header, file.source
-    if int(header.get("NumberOfFrames") or 1) != 1:
+    if file.whole("NumberOfFrames", 1) != 1:
         raise Unreadable(source, "NumberOfFrames is not 1 in a single CT image")
     yield Slice(file, 0, numbers(source, header, "ImagePositionPatient", 3), numbers(source, header, "ImageOrientationPatient", 6),
                 numbers(source, header, "PixelSpacing", 2), *_rescale(file, header), str(header.get("SOPInstanceUID") or ""))  # fmt: skip
@@ -132,7 +173,7 @@ def _enhanced(file: DicomFile) -> Iterator[Slice]:
     """Frames of an Enhanced CT Image, by their functional groups (PS3.3, C.7.6.16)."""
     header, source = file.header, file.source
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
-    if len(per_frame) != int(header.get("NumberOfFrames") or 0) or not per_frame:
+    if len(per_frame) != file.whole("NumberOfFrames", 0) or not per_frame:
         raise Unreadable(source, "PerFrameFunctionalGroupsSequence has not NumberOfFrames items")
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     for n, own in enumerate(per_frame):
@@ -166,15 +207,9 @@ def _rescale(file: DicomFile, holder: Dataset) -> tuple[float, float]:
 
 def _all_of(header: Dataset, name: str) -> Iterator[Dataset]:
     for groups in [*(header.get("SharedFunctionalGroupsSequence") or []), *(header.get("PerFrameFunctionalGroupsSequence") or [])]:
-        yield from groups.get(name) or []
+        yield from groups.get(name) or ()
 
 
 def _image_type(holder: Dataset) -> set[str]:
     values = holder.get("ImageType") or holder.get("FrameType") or []
-    return {str(value).strip().upper() for value in ([values] if isinstance(values, str) else values)}
-
-
-def _code(value: object) -> str:
-    """A coded value for a message: nothing else than a short word of capitals is repeated."""
-    text = str(value or "absent")
-    return text if text == "absent" or (text.isascii() and text.isalpha() and text.isupper() and len(text) <= 8) else "unknown"
+    return {str(value).strip().upper() for value in np.atleast_1d(np.array(values, dtype=object))}

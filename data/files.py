@@ -79,6 +79,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         with open(partial, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # whole also after a power cut
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -69,9 +69,13 @@ def read_table(path: Path, config: ListConfig) -> LesionList:
     problems: list[tuple[int, str]] = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.reader(file)
+            table = csv.reader(file, strict=True)
             rows = _Rows(path, _columns(path, next(table, []), config), config)
+            line = table.line_num
             for row in table:
+                if table.line_num > line + 1:  # a missing quote would swallow the rows in between
+                    raise Unreadable(path, f"line {line + 1}: a quoted cell goes over several lines; a quote is missing or too many")
+                line = table.line_num
                 try:
                     if row:
                         rows.add(row, table.line_num)

@@ -72,11 +72,11 @@ def read_masks(place: Path, sources: list[Source], config: ListConfig) -> Lesion
     """
     if config.class_from:
         raise ValueError(f"{place}: masks have no {config.class_from!r} to read classes from; name their values as classes")
-    stems = {stem(source) for source in sources}
+    stems = {stem(source).lower() for source in sources}
     masks: dict[str, Source] = {}
     for source in sources:
         name = stem(source)
-        if any(name + ending in stems for ending in _MASK_NAMES):
+        if any(name.lower() + ending in stems for ending in _MASK_NAMES):
             continue
         ending = next((ending for ending in _MASK_NAMES if name.lower().endswith(ending)), "")
         name = name[: len(name) - len(ending)]

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from data.acquisition import Acquisition
-from data.nifti import as_hu, check_size, checked_spacing, stem
+from data.nifti import as_hu, check_size, stem
 from data.sources import Source, Unreadable
-from data.volume import Volume
+from data.volume import Volume, checked_spacing
 
 _HEADER_BYTES = 65536
 _TYPES = {
@@ -50,8 +50,9 @@ def read_metaimage_values(source: Source) -> tuple[np.ndarray, np.ndarray]:
         wanted, there = math.prod(map(int, shape)) * dtype.itemsize, data.stat().st_size - start
         packed = _true(fields, "CompressedData")
         check_size(source, shape.tolist(), dtype.itemsize, there if packed else None)
-        if not packed and there < wanted:
-            raise Unreadable(source, "DimSize asks for more than there is", f"{wanted} bytes of pixels, there are {there}")
+        if not packed and (there < wanted if header_size == "-1" else there != wanted):
+            raise Unreadable(source, "there are not as many pixels as DimSize and ElementType ask for",
+                             f"{wanted} bytes of pixels, there are {there}")  # fmt: skip
         if header_size == "-1":
             start = data.stat().st_size - wanted
         with open(data, "rb") as file:

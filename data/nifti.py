@@ -9,18 +9,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 
 from data.acquisition import Acquisition
 from data.sources import DEFLATE_RATIO, Source, Unreadable, memory_bytes
-from data.volume import AIR_HU, PADDING_HU, Volume, spacing_of
+from data.volume import AIR_HU, PADDING_HU, Volume, checked_spacing
 
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
-_HEADER_BYTES = 1 << 20
-"""What a header with its extensions may take."""
 _LEAST_CONTRAST_HU = 50
 """A CT spans more than this from its darkest to its brightest voxel; values scaled to [-1, 1] do not."""
 
@@ -42,17 +42,19 @@ def read_nifti_values(source: Source) -> tuple[np.ndarray, np.ndarray]:
             image = nib.load(path)
             if not isinstance(image, nib.Nifti1Pair):
                 raise ValueError(f"{type(image).__name__}, not NIfTI")
-            shape = image.shape
-            voxel_bytes = image.header.get_data_dtype().itemsize
-            packed = path.stat().st_size if path.name.lower().endswith(".gz") else None
         except FileNotFoundError:
             raise
         except Exception as error:  # nibabel raises many kinds on damaged files
             raise Unreadable(source, "not a whole NIfTI file", str(error)) from None
-        check_size(source, shape, voxel_bytes, packed)
+        packed = path.name.lower().endswith(".gz")
+        size = _check_header(source, image, path.stat().st_size if packed else None)
         try:
-            if packed is not None and isinstance(image, nib.Nifti1Image):  # nibabel stops before the checksum at the end
-                image = type(image).from_bytes(_gunzipped(path, math.prod(shape) * voxel_bytes + _HEADER_BYTES))
+            if packed:  # nibabel stops before the checksum at the end
+                content = _gunzipped(path, size)
+                image = type(image).from_bytes(content)  # type: ignore[attr-defined]
+            there = len(content) if packed else path.stat().st_size
+            if there != size:
+                raise ValueError(f"{there} bytes, its header asks for {size} (dim, datatype, vox_offset)")
             values = np.asarray(image.dataobj)
             scale = _MM[image.header.get_xyzt_units()[0]]
             sform, sform_code = image.get_sform(coded=True)
@@ -72,12 +74,24 @@ def read_nifti_values(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return values.T, to_lps[:, [2, 1, 0, 3]]  # our index order is k, j, i
 
 
+def _check_header(source: Source, image: nib.Nifti1Pair, packed_bytes: int | None) -> int:
+    """The bytes that the whole file has, unpacked, by its header; Unreadable when that contradicts itself or is too much."""
+    voxel_bytes = image.header.get_data_dtype().itemsize
+    stored = cast(ArrayProxy, image.dataobj)
+    check_size(source, image.shape, voxel_bytes, packed_bytes)
+    if (stored.slope, stored.inter) != (1, 0):
+        check_size(source, image.shape, max(voxel_bytes, 8), None)  # scaled to float64
+    if isinstance(image, nib.Nifti1Image) and stored.offset < image.header.sizeof_hdr + 4:
+        raise Unreadable(source, "vox_offset lies inside the header")
+    return stored.offset + math.prod(image.shape) * voxel_bytes
+
+
 def _gunzipped(path: Path, most: int) -> bytes:
     """All of a gzip file, its checksum checked; ValueError when it holds more than `most` bytes."""
     with gzip.open(path) as file:
         content = file.read(most)
         if file.read(1):
-            raise ValueError("it holds more than its dimensions ask for")
+            raise ValueError("it holds more than its header asks for (dim, datatype)")
     return content
 
 
@@ -128,17 +142,6 @@ def as_hu(source: Source, values: np.ndarray) -> np.ndarray:
         raise Unreadable(source, "its values are no HU: none below 0, or hardly any contrast; already windowed?", f"{low:g} to {high:g}")
     hu = values if values.dtype == np.int16 else np.rint(values).astype(np.int16)
     return np.where(hu < PADDING_HU, np.int16(AIR_HU), hu) if low < PADDING_HU else hu
-
-
-def checked_spacing(source: Source, affine: np.ndarray) -> tuple[float, float, float]:
-    """Spacing in mm along k, j, i; Unreadable when the axes are not perpendicular or have no length."""
-    spacing = spacing_of(affine)
-    if not np.isfinite(affine).all() or min(spacing) <= 1e-6 or max(spacing) > 1000:
-        raise Unreadable(source, "its affine is singular or not finite, or its spacing makes no sense")
-    unit = affine[:3, :3] / np.array(spacing)
-    if np.abs(unit.T @ unit - np.eye(3)).max() > 0.01:
-        raise Unreadable(source, "its affine is sheared or singular (gantry tilt?); resample the volume first")
-    return spacing
 
 
 def stem(source: Source | Path) -> str:

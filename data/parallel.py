@@ -14,11 +14,15 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def map_processes(function: Callable[[In], Out], inputs: Sequence[In], processes: int = 0, scheduler: str | None = None) -> Iterator[Out]:
+def map_processes(
+    function: Callable[[In], Out], inputs: Sequence[In], processes: int = 0, scheduler: str | None = None,
+    died: Callable[[In], Out] | None = None,
+) -> Iterator[Out]:  # fmt: skip
     """function(x) for each x, in order.
 
     processes: 0 for one a core, 1 for this process itself. scheduler: the address of a Dask scheduler, such as
-    tcp://head:8786, whose workers do it instead; they must see the same files. Raises OSError when a worker dies.
+    tcp://head:8786, whose workers do it instead; they must see the same files. died: gives the result of an input that
+    kills its process; without it that is an OSError.
     """
     if scheduler:
         yield from _on_cluster(function, inputs, scheduler)
@@ -27,13 +31,29 @@ def map_processes(function: Callable[[In], Out], inputs: Sequence[In], processes
     if processes <= 1:
         yield from map(function, inputs)
         return
+    done = 0
+    while done < len(inputs):
+        try:
+            for result in _in_pool(function, inputs[done:], processes):
+                yield result
+                done += 1
+        except BrokenProcessPool:
+            if died is None:
+                raise OSError("a worker process was killed, perhaps for want of memory; try fewer --processes") from None
+            for one in inputs[done : done + processes]:  # one of those at work did it: each by itself now
+                try:
+                    (result,) = _in_pool(function, [one], 1)
+                except BrokenProcessPool:
+                    result = died(one)
+                yield result
+                done += 1
+
+
+def _in_pool(function: Callable[[In], Out], inputs: Sequence[In], processes: int) -> Iterator[Out]:
     # an interrupt is this process's to handle; the workers are told when to stop
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    with pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             yield from pool.map(function, inputs)
-        except BrokenProcessPool:
-            raise OSError("a worker process was killed, perhaps for want of memory; try fewer --processes") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -57,12 +58,11 @@ def part_name(series: Series, listed: Sequence[Listed], config: CutConfig, pseud
 def run_job(job: Job) -> Result:
     """Cuts a series into its part, unless the part is there already. A series that gives no patch leaves none."""
     try:
-        if job.part.exists():
-            cutting = read_part(job.part)
-        else:
-            cutting = cut_series(job.series, job.listed, job.config)
-            if cutting.cuts:
-                write_part(job.part, cutting)
+        if job.series.spoiled:
+            raise job.series.spoiled
+        cutting = _kept(job.part) or cut_series(job.series, job.listed, job.config)
+        if cutting.cuts and not job.part.exists():
+            write_part(job.part, cutting)
     except Unreadable as error:
         return Result(error=str(error), reason=error.reason)
     except MemoryError:
@@ -73,6 +73,23 @@ def run_job(job: Job) -> Result:
         return Result(error=f"{job.series.files[0]}: {error.strerror or error}", reason="a file cannot be opened")
     labels = {one.lesion.label for one in cutting.cuts}
     return Result(tuple(sorted(labels)), tuple(cutting.left_out.items()), tuple(cutting.notes.items()))
+
+
+def _kept(part: Path) -> Cutting | None:
+    """What an earlier run left; a part that is damaged is removed."""
+    try:
+        return read_part(part)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, BadZipFile):
+        part.unlink()
+        return None
+
+
+def died(job: Job) -> Result:
+    """The result of a job whose process was killed."""
+    reason = "reading it killed the process: a decoder that aborts, or too little memory"
+    return Result(error=f"{job.series.files[0]}: {reason}", reason=reason)
 
 
 def write_part(file: Path, cutting: Cutting) -> None:

@@ -79,12 +79,12 @@ class Source:
         return status.st_size
 
     def version(self) -> str:
-        """What changes when the content does: size and time of a file, size and checksum of a member."""
+        """What changes when the content does: size and time of a file, size and checksum of a member; of its family, too."""
         if self.member:
-            info = _archive(self.path).getinfo(self.member)
-            return f"{info.file_size} {info.CRC}"
-        status = self.path.stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
+            infos = [_archive(self.path).getinfo(name) for name in self._family()]
+            return " ".join(f"{info.file_size} {info.CRC}" for info in infos)
+        stats = [self.path.stat(), *(beside.stat() for beside in self._pixels_beside())]
+        return " ".join(f"{status.st_size} {status.st_mtime_ns}" for status in stats)
 
     def read(self) -> bytes:
         """All of it. Raises Unreadable when a zip member is damaged or encrypted."""
@@ -110,29 +110,47 @@ class Source:
         if not self.member:
             yield self.path
             return
-        stem = self.member.rpartition(".")[0]
-        family = [name for name in _archive(self.path).namelist() if name == self.member or (stem and name.rpartition(".")[0] == stem)]
         with tempfile.TemporaryDirectory(prefix="lesiongan-") as folder:
-            for name in family:
+            for name in self._family():
                 one = Source(self.path, name)
                 (Path(folder) / one._plain_name()).write_bytes(one.read())
             yield Path(folder) / self._plain_name()
 
+    def _family(self) -> list[str]:
+        """The member, and those that have its name with other suffixes."""
+        stem = self.member.rpartition(".")[0]
+        names = _archive(self.path).namelist()
+        return [self.member, *(name for name in names if stem and name != self.member and name.rpartition(".")[0] == stem)]
+
+    def _pixels_beside(self) -> list[Path]:
+        """The pixel file that a MetaImage header names, where it lies beside it."""
+        if not self.name.lower().endswith(".mhd"):
+            return []
+        with open(self.path, "rb") as file:
+            named = re.search(rb"ElementDataFile *= *([^\r\n/]+?) *\r?(?:\n|$)", file.read(1 << 16))
+        beside = self.path.parent / os.fsdecode(named[1]) if named else self.path
+        return [beside] if named and beside.is_file() else []
+
     def _plain_name(self) -> str:
-        """Its name without what a file system may take for more than a name."""
-        return re.sub(r"[^\w.-]", "_", self.name).lstrip(".") or "member"
+        """Its name, or another where a file system would take it for more than a name."""
+        return self.name if self.name.replace(".", "") and "\0" not in self.name else "member"
 
 
 def find_sources(places: Iterable[str | Path], damaged: list[Unreadable] | None = None) -> Iterator[Source]:
     """Every file under these files and folders, at any depth, and every member of zip archives, sorted by name.
 
-    Links are followed, each folder once. Raises FileNotFoundError for a place that does not exist. An archive that
+    Links are followed, each folder and file once. Raises FileNotFoundError for a place that does not exist. An archive that
     is damaged, or unpacks to more than ARCHIVE_BYTES, is Unreadable: raised, or put into `damaged` when that is given.
     """
+    seen: set[str] = set()
     for place in map(Path, places):
         if not place.exists():
             raise FileNotFoundError(f"{place}: no such file or folder")
         for file in [place] if not place.is_dir() else _walk(place):
+            real = os.path.realpath(file)
+            if real in seen:
+                continue
+            seen.add(real)
             if file.name.lower().endswith(".zip") and file.is_file():
                 try:
                     yield from _members(file)

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from data.acquisition import Acquisition
+from data.sources import Unreadable
 
 AIR_HU = -1024
 """What a voxel without data holds: the bottom of the usual 12-bit CT scale."""
@@ -97,3 +98,14 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
     """Voxel spacing in mm along k, j, i of an index-to-mm affine (4, 4)."""
     k, j, i = np.linalg.norm(affine[:3, :3], axis=0)
     return float(k), float(j), float(i)
+
+
+def checked_spacing(source: object, affine: np.ndarray) -> tuple[float, float, float]:
+    """Spacing in mm along k, j, i; Unreadable when the axes are not perpendicular or have no length."""
+    spacing = spacing_of(affine)
+    if not np.isfinite(affine).all() or min(spacing) <= 1e-6 or max(spacing) > 1000:
+        raise Unreadable(source, "its affine is singular or not finite, or its spacing makes no sense")
+    unit = affine[:3, :3] / np.array(spacing)
+    if np.abs(unit.T @ unit - np.eye(3)).max() > 0.01:
+        raise Unreadable(source, "its affine is sheared or singular (gantry tilt?); resample the volume first")
+    return spacing

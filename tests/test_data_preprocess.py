@@ -125,6 +125,16 @@ def test_a_nodule_inside_the_lung_is_filled_the_diaphragm_is_not():
     assert not found[0, 62, 115]
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(0.3, 3.0), st.sampled_from([(9, 9), (5, 9, 9)]))
+def test_resampling_never_leaves_the_range_of_the_scan_and_air(seed, spacing, shape):
+    rng = np.random.default_rng(seed)
+    hu = rng.integers(-900, 3000, (6, 20, 22)).astype(np.int16)
+    volume = Volume(hu, (2.5, 0.7, 0.8), affine_of(), "uid")
+    patch = cut(volume, volume.point_at(rng.uniform(-3, 24, 3)), shape, spacing)
+    assert hu.max() >= patch.max()
+    assert patch.min() >= AIR_HU
+
+
 def test_outside_share_counts_voxels_beyond_the_volume():
     volume = linear_volume()  # 12 x 50 x 48 voxels of 2 x 0.5 x 0.5 mm from (-10, -10, -10)
     assert outside_share(volume, (0, 0, 0), (8, 8), 1.0) == 0
