@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.acquisition import acquisition_of
-from data.dicom_elements import Decoder
-from data.dicom_file import SUFFIXES, Directory, NotDicom, read_dicom
+from data.dicom_file import SUFFIXES, DicomFile, Directory, NotDicom, read_files
 from data.dicom_slices import Slice, contradiction, other_kind, slices_of
 from data.sources import Source, Unreadable, memory_bytes
 from data.volume import Volume, checked_spacing
@@ -66,14 +65,13 @@ class Found(NamedTuple):
     by_name: bool = False
 
 
-def look_at(file: Source, decoder: Decoder) -> Found | None:
-    """What a file is, by its header; None for a DICOMDIR, which is an index of others."""
+def _look_at(file: Source, read: Callable[[], DicomFile]) -> Found | None:
     if file.name.upper() == "DICOMDIR":
         return None
     if file.name.startswith("._"):
         return Found(file, reason="what macOS keeps beside a file")
     try:
-        found = read_dicom(file, pixels=False, decoder=decoder)
+        found = read()
         reason = contradiction(found)
         if reason is None and (reason := other_kind(found)):
             return Found(file, reason=reason)
@@ -97,9 +95,8 @@ def look_at(file: Source, decoder: Decoder) -> Found | None:
 
 
 def look_at_all(files: Iterable[Source]) -> list[Found | None]:
-    """look_at for each file."""
-    decoder = Decoder()
-    return [look_at(file, decoder) for file in files]
+    """What each file is, by its header; None for a DICOMDIR, which is an index of others."""
+    return [_look_at(file, read) for file, read in read_files(files, pixels=False)]
 
 
 def find_series(
@@ -110,7 +107,7 @@ def find_series(
     Only headers are read. Files that are not DICOM, other modalities, localizers, derived maps and colour screens are
     skipped; what claims to be a CT slice is kept, to be judged by read_series. A damaged file is skipped too, and spoils
     the series it names and those with slices in its folder: it may have been one of their slices.
-    look: look_at for each file, perhaps by several processes.
+    look: look_at_all, perhaps by several processes.
     """
     slices: dict[str, list[Found]] = {}
     skipped = []
@@ -179,11 +176,10 @@ def read_series(series: Series) -> Volume:
     """
     if series.spoiled:
         raise series.spoiled
-    decoder = Decoder()
     slices: list[Slice] = []
-    for source in series.files:
+    for source, read in read_files(series.files, pixels=True):
         try:
-            slices += slices_of(read_dicom(source, pixels=True, decoder=decoder))
+            slices += slices_of(read())
         except _ODD as error:
             if isinstance(error, Unreadable):
                 raise

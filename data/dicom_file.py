@@ -10,8 +10,9 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from io import BytesIO
 
 import numpy as np
@@ -38,6 +39,7 @@ from pydicom.uid import (
 )
 
 from data.dicom_elements import UNDEFINED, Decoder, Unusual, check_single, find_elements, walk_to_end
+from data.parallel import read_ahead
 from data.sources import Source, Unreadable
 
 HEADER = [
@@ -169,29 +171,42 @@ class DicomFile:
             raise Unreadable(self.source, f"{keyword} is absent or no number") from None
 
 
-def read_dicom(source: Source, *, pixels: bool, decoder: Decoder | None = None) -> DicomFile:
-    """A file's header, and its pixels if wanted. decoder: one for all files of a series saves time.
-
-    pydicom's warnings are left out: what is used is checked.
+def read_dicom(source: Source, *, pixels: bool) -> DicomFile:
+    """A file's header, and its pixels if wanted. pydicom's warnings are left out: what is used is checked.
 
     Raises NotDicom, Directory, or Unreadable when the file is damaged.
     """
+    return _opened(source, _content(source, pixels), Decoder())
+
+
+def read_files(sources: Iterable[Source], *, pixels: bool) -> Iterator[tuple[Source, Callable[[], DicomFile]]]:
+    """Each file with a call that gives what read_dicom does, or raises it. Threads read ahead, a series' headers are decoded once."""
+    decoder = Decoder()
+    for source, content in read_ahead(partial(_content, pixels=pixels), sources):
+        yield source, lambda source=source, content=content: _opened(source, content(), decoder)  # type: ignore[misc]
+
+
+def _content(source: Source, pixels: bool) -> tuple[bytes, bool]:
+    """A file's bytes, or where pixels are not wanted its first ones, and whether that is all of it."""
     try:
-        size, decoder = source.size, decoder or Decoder()
+        size = source.size
     except Unreadable as error:
         raise NotDicom(source, error.reason) from None
     if size == 0:
         raise NotDicom(source, "zero bytes")
-    whole = pixels or bool(source.member)
-    if whole:
-        content = source.read()
-    else:
-        with open(source.path, "rb") as file:
-            content = file.read(_HEAD_BYTES)
+    if pixels or source.member:
+        return source.read(), True
+    with open(source.path, "rb") as file:
+        content = file.read(_HEAD_BYTES)
+    return content, len(content) == size
+
+
+def _opened(source: Source, read: tuple[bytes, bool], decoder: Decoder) -> DicomFile:
+    content, whole = read
     if DeflatedExplicitVRLittleEndian.encode() in _meta(content):
         return _parse(source, _inflate(source, source.read()), True, decoder)
     try:
-        return _parse(source, content, whole or len(content) == size, decoder)
+        return _parse(source, content, whole, decoder)
     except _HeadTooShort:
         return _parse(source, source.read(), True, decoder)
 

@@ -1,12 +1,13 @@
-"""One function over many inputs, by several processes or by a Dask cluster, results in order."""
+"""One function over many inputs, by several processes, by a Dask cluster or by threads that read ahead; results in order."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -47,6 +48,19 @@ def map_processes(
                     result = died(one)
                 yield result
                 done += 1
+
+
+def read_ahead(read: Callable[[In], Out], inputs: Iterable[In], threads: int = 4) -> Iterator[tuple[In, Callable[[], Out]]]:
+    """Each input with a call that gives read(input), or raises what it raised; threads are a few inputs ahead of the caller."""
+    waiting: deque[tuple[In, Future[Out]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for one in inputs:
+            waiting.append((one, pool.submit(read, one)))
+            if len(waiting) > 2 * threads:
+                ready, future = waiting.popleft()
+                yield ready, future.result
+        for ready, future in waiting:
+            yield ready, future.result
 
 
 def _in_pool(function: Callable[[In], Out], inputs: Sequence[In], processes: int) -> Iterator[Out]:

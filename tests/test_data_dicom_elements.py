@@ -9,7 +9,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from data.dicom_elements import Decoder, Unusual, find_elements
-from data.dicom_file import _META, _WANTED, HEADER, read_dicom
+from data.dicom_file import _META, _WANTED, HEADER, read_dicom, read_files
 from data.sources import Source
 
 
@@ -53,10 +53,9 @@ def test_finds_what_pydicom_finds_past_nested_sequences(tmp_path, syntax, undefi
 
 def test_real_headers_are_pydicoms(real_data):
     files = sorted((real_data / "ct-series").rglob("*.dcm"))
-    decoder = Decoder()
-    for file in files:
-        theirs = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER)
-        assert list(read_dicom(Source(file), pixels=False, decoder=decoder).header) == list(theirs)
+    for source, read in read_files(map(Source, files), pixels=False):
+        theirs = pydicom.dcmread(source.path, stop_before_pixels=True, specific_tags=HEADER)
+        assert list(read().header) == list(theirs)
 
 
 def test_what_is_not_one_ascending_row_is_left_to_pydicom(tmp_path):
@@ -77,6 +76,5 @@ def test_padding_is_decoded_anew_when_the_pixels_sign_changes(tmp_path):
         image.add_new("PixelPaddingValue", "SS" if sign else "US", -2000 if sign else 63536)
         image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         pydicom.dcmwrite(file, image, implicit_vr=True, little_endian=True, overwrite=True)
-    decoder = Decoder()
-    found = [read_dicom(Source(file), pixels=False, decoder=decoder).header.PixelPaddingValue for file in files]
+    found = [read().header.PixelPaddingValue for _, read in read_files(map(Source, files), pixels=False)]
     assert found == [-2000, 63536]
