@@ -14,6 +14,12 @@ _VENDORS = {
     "imatron": "Imatron", "picker": "Picker", "elscint": "Elscint", "lesiongan": "lesiongan",
 }  # fmt: skip
 
+PERSONAL = (
+    "PatientName", "PatientID", "OtherPatientIDs", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName",
+    "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "StationName", "AccessionNumber", "StudyID", "DeviceSerialNumber",
+)  # fmt: skip
+"""Read only to see that nothing of them stands in what is kept (see acquisition_of); PatientID also tells patients apart."""
+
 
 @dataclass(frozen=True)
 class Acquisition:
@@ -28,7 +34,7 @@ class Acquisition:
 
 def acquisition_of(header: Dataset) -> Acquisition:
     """From a CT header. Free text is kept only where it reads like a product's name and repeats nothing of the patient or the hospital."""
-    private = " ".join(str(header.get(keyword) or "") for keyword in ("PatientName", "PatientID", "InstitutionName")).lower()
+    private = " ".join(str(header.get(keyword) or "") for keyword in PERSONAL).lower()
     secrets = {word for word in re.split(r"[^\w]+", private) if len(word) > 2}
     manufacturer = f"{str(header.get('Manufacturer') or '').lower()} "
     kernel = header.get("ConvolutionKernel") or ""
@@ -47,7 +53,10 @@ def acquisition_of(header: Dataset) -> Acquisition:
 
 
 def _harmless(text: str, secrets: set[str], longest: int) -> str:
-    """The text when it is short, plain, begins with a letter, has no long number (a date, an id) and no word of `secrets`."""
+    """The text when it is short, plain, begins with a letter, and has no long number and no word of `secrets`.
+
+    A long number, in one piece or with separators in it, may be a date, an id or a UID.
+    """
     text = text.strip()
-    plain = re.fullmatch(rf"[A-Za-z][A-Za-z0-9 _+./-]{{0,{longest - 1}}}", text) and not re.search(r"\d{5}", text)
+    plain = re.fullmatch(rf"[A-Za-z][A-Za-z0-9 _+./-]{{0,{longest - 1}}}", text) and not re.search(r"\d([ _+./-]?\d){4}", text)
     return text if plain and not any(word in text.lower() for word in secrets) else ""

@@ -22,7 +22,10 @@ from data.volume import Volume, checked_spacing
 
 POSITION_TOLERANCE_MM = 0.101
 """How far a slice may lie from its place, or 2 % of the step: positions are often rounded to a tenth of a millimetre.
-A missing slice moves its neighbours by half a step at least, so never more than 40 % of it."""
+Among thin slices that would hide a missing one, which makes a step twice as long as another: see MOST_UNEVEN."""
+
+MOST_UNEVEN = 1.7
+"""How many times its shortest step the longest step of a series may be: 0.25 mm rounded to tenths gives 0.2 and 0.3."""
 
 _ODD = (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError, struct.error)
 _ODD_REASON = "damaged DICOM header"
@@ -274,8 +277,8 @@ def _even_step(slices: Sequence[Slice], normal: np.ndarray) -> np.ndarray:
         raise Unreadable(slices[0].file.source, reason, f"{degrees:.1f} degrees")
     stray = np.abs(positions - positions[0] - np.arange(len(positions))[:, None] * step).max(axis=1)
     step_mm = float(np.linalg.norm(step))
-    if stray.max() > min(max(POSITION_TOLERANCE_MM, 0.02 * step_mm), 0.4 * step_mm):
-        steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    if stray.max() > max(POSITION_TOLERANCE_MM, 0.02 * step_mm) or steps.max() > MOST_UNEVEN * steps.min():
         worst = int(np.argmax(np.abs(steps - np.median(steps))))
         reason = "slices are not evenly spaced (ImagePositionPatient); a slice is missing, or two scans are mixed"
         values = f"{steps[worst]:.3f} mm from the slice before it, the others lie {np.median(steps):.3f} mm apart"

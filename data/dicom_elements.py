@@ -75,7 +75,7 @@ def walk_to_end(content: bytes, at: int, end: int, *, implicit: bool, order: str
         _, _, value, length = _head(content, at, end, implicit, order)
         at = value + length if length != UNDEFINED else _after_sequence(content, value, end, implicit, order, 0)
     if at != end:
-        raise Unusual
+        raise Unusual("an element is longer or shorter than it says")
 
 
 def _head(content: bytes, at: int, end: int, implicit: bool, order: str) -> tuple[int, bytes, int, int]:

@@ -38,13 +38,14 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from data.acquisition import PERSONAL
 from data.dicom_elements import UNDEFINED, Decoder, Unusual, check_single, find_elements, walk_to_end
 from data.parallel import read_ahead
 from data.sources import Source, Unreadable
 
 HEADER = [
     "SpecificCharacterSet", "Modality", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID",
-    "PatientID", "PatientName", "InstitutionName", "ImageType", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
+    *PERSONAL, "ImageType", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames", "PixelSpacing", "ImagePositionPatient",
     "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "BurnedInAnnotation", "AcquisitionNumber", "ConvolutionKernel", "Manufacturer", "ManufacturerModelName",
@@ -100,6 +101,8 @@ class DicomFile:
             raise Unreadable(source, "BitsAllocated is not 8 or 16", str(bits))
         if self.whole("SamplesPerPixel") != 1:
             raise Unreadable(source, "SamplesPerPixel is not 1")
+        if self.header.get("PhotometricInterpretation") not in (None, "", "MONOCHROME1", "MONOCHROME2"):
+            raise Unreadable(source, "PhotometricInterpretation is not MONOCHROME1 or MONOCHROME2")
         if self.pixels_length is None:
             raise Unreadable(source, "PixelData is absent")
         if self.syntax in NATIVE and self.pixels_length != UNDEFINED:
@@ -126,6 +129,7 @@ class DicomFile:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                warnings.filterwarnings("error", "The decoded RLE segment")  # holds more than its image: bytes were lost or changed
                 image, frames = self._encapsulated
                 stream = frames[frame]
                 if self.syntax != RLELossless:
@@ -144,6 +148,7 @@ class DicomFile:
         image = pydicom.dcmread(BytesIO(self.content), force=True)
         image.file_meta.TransferSyntaxUID = self.syntax
         count = self.whole("NumberOfFrames", 1)
+        walk_to_end(image.PixelData, 0, len(image.PixelData), implicit=True, order="<")  # pydicom takes a shorter fragment as it is
         frames = list(generate_frames(image.PixelData, number_of_frames=count))
         if len(frames) != count:
             raise ValueError(f"{len(frames)} frames, NumberOfFrames is {count}")

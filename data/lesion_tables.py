@@ -67,6 +67,7 @@ class _Columns:
 
 def read_table(path: Path, config: ListConfig) -> LesionList:
     problems: list[tuple[int, str]] = []
+    line = 0  # of the last whole row
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.reader(file, strict=True)
@@ -81,8 +82,10 @@ def read_table(path: Path, config: ListConfig) -> LesionList:
                         rows.add(row, table.line_num)
                 except ValueError as why:
                     problems.append((table.line_num, str(why)))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise Unreadable(path, "not a CSV file in UTF-8", str(error)) from None
+    except csv.Error as error:
+        raise Unreadable(path, f"line {line + 1}: not CSV; a quote is missing or too many", str(error)) from None
     series = rows.finish(problems)
     if not series:
         raise (

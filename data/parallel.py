@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import TypeVar
 
 In = TypeVar("In")
@@ -64,13 +66,26 @@ def read_ahead(read: Callable[[In], Out], inputs: Iterable[In], threads: int = 4
 
 
 def _in_pool(function: Callable[[In], Out], inputs: Sequence[In], processes: int) -> Iterator[Out]:
-    # an interrupt is this process's to handle; the workers are told when to stop
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _as_worker) as pool:
         try:
-            yield from pool.map(function, inputs)
+            yield from pool.map(partial(_unwound, function), inputs)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _as_worker() -> None:
+    """An interrupt is the parent's to handle; the workers are told when to stop. SIGTERM, which batch systems send to all, is not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+
+
+def _unwound(function: Callable[[In], Out], one: In) -> Out:
+    """function(one); at SIGTERM the worker dies, but only when what it had unpacked of a scan is cleared away."""
+    try:
+        return function(one)
+    except SystemExit:
+        os._exit(128 + signal.SIGTERM)
 
 
 def _on_cluster(function: Callable[[In], Out], inputs: Sequence[In], scheduler: str) -> Iterator[Out]:

@@ -106,7 +106,7 @@ def write_part(file: Path, cutting: Cutting) -> None:
 
 def read_part(file: Path) -> Cutting:
     """What write_part wrote."""
-    with np.load(file, allow_pickle=False) as part:
+    with open(file, "rb") as content, np.load(content, allow_pickle=False) as part:  # NumPy leaves a damaged one open
         hu, meta = part["hu"], json.loads(part["meta"].tobytes())
     cuts = [
         Cut(patch, Lesion(tuple(centre), diameter, label), padded)

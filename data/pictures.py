@@ -142,10 +142,11 @@ def _from_npz(source: Path, config: ImportConfig) -> list[Picture]:
             raise ValueError(f"{source}: {prefix}_labels must be whole numbers from 0")
         if config.classes and labels.max() >= len(config.classes):
             raise ValueError(f"{source}: label {labels.max()} has no name among --classes {','.join(config.classes)}")
-        for image, label, group in zip(images, labels.ravel(), groups.ravel(), strict=True):
+        for n, (image, label, group) in enumerate(zip(images, labels.ravel(), groups.ravel(), strict=True)):
             if owner.setdefault(str(group), split) != split:
                 raise ValueError(
-                    f"{source}: patient (group) {group} is in both {owner[str(group)]} and {split}; splits must not share patients"
+                    f"{source}: the patient (group) of {prefix}_images[{n}] is in both {owner[str(group)]} and {split}; "
+                    "splits must not share patients"
                 )
             name = config.classes[label] if config.classes else str(label)
             # training patients stay open: some of them may be needed for validation or test

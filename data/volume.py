@@ -21,6 +21,9 @@ AIR_HU = -1024
 PADDING_HU = -1500
 """Nothing a scanner measures lies below this: what does is padding, declared or not, and becomes AIR_HU."""
 
+MOST_MM = 1e5
+"""Farther than any voxel lies from a scanner's own origin."""
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -103,7 +106,7 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
 def checked_spacing(source: object, affine: np.ndarray) -> tuple[float, float, float]:
     """Spacing in mm along k, j, i; Unreadable when the axes are not perpendicular or have no length."""
     spacing = spacing_of(affine)
-    if not np.isfinite(affine).all() or min(spacing) <= 1e-6 or max(spacing) > 1000:
+    if not np.abs(affine).max() < MOST_MM or min(spacing) <= 1e-6 or max(spacing) > 1000:
         raise Unreadable(source, "its affine is singular or not finite, or its spacing makes no sense")
     unit = affine[:3, :3] / np.array(spacing)
     if np.abs(unit.T @ unit - np.eye(3)).max() > 0.01:

@@ -32,11 +32,10 @@ class Tracker:
             self._wandb.log(metrics, step=step)
 
     def close(self) -> None:
-        """Ends a wandb run, and removes its debug logs: they hold paths."""
+        """Ends a wandb run."""
         if self._wandb is not None:
-            logs = Path(self._wandb.settings.log_user).parent
             self._wandb.finish()
-            shutil.rmtree(logs, ignore_errors=True)
+            _remove_logs(self._wandb)
 
     def _forget_after(self, step: int) -> None:
         """Drops lines past the checkpoint that the run resumes from, and a last line cut short by a kill."""
@@ -61,4 +60,11 @@ def _start_wandb(run: Path, config: dict[str, Any], mode: Literal["offline", "on
         console="off", disable_git=True, disable_code=True, save_code=False, host="hidden", silent=True,
         x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
     )  # fmt: skip
-    return wandb.init(project="lesiongan", dir=run, mode=mode, config=config, settings=settings)
+    started = wandb.init(project="lesiongan", dir=run, mode=mode, config=config, settings=settings)
+    _remove_logs(started)  # now and not only at the end: a killed run could not
+    return started
+
+
+def _remove_logs(run: Any) -> None:
+    """Removes a wandb run's debug logs: they hold paths."""
+    shutil.rmtree(Path(run.settings.log_user).parent, ignore_errors=True)

@@ -11,6 +11,9 @@ import gzip
 import io
 import os
 import re
+import signal
+import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -25,30 +28,33 @@ UID_ROOT = "1.2.826.0.1.3680043.10.4242"
 NUMBERS = {
     "19431207": "PatientBirthDate", "19971103": "StudyDate", "19980214": "SeriesDate", "19990816": "AcquisitionDate",
     "19960523": "private date", "19951130": "date in a sequence", "19940709": "date in a list", "19930418": "date in a name",
-    "235960.181": "StudyTime", "235959.272": "SeriesTime", "90817263544536": "numeric PatientID",
+    "235948.181": "StudyTime", "235937.272": "SeriesTime", "90817263544536": "numeric PatientID",
 }  # fmt: skip
 _WORDS = (
-    "PatientName PatientBirthName PatientAddress PatientTelephoneNumbers PatientComments OtherPatientIDs MedicalRecordLocator EthnicGroup "
-    "Occupation AdditionalPatientHistory AdmissionID IssuerOfPatientID AccessionNumber StudyID InstitutionName InstitutionAddress "
-    "InstitutionalDepartmentName ReferringPhysicianName PerformingPhysicianName OperatorsName NameOfPhysiciansReadingStudy StationName "
-    "DeviceSerialNumber StudyDescription SeriesDescription ProtocolName ImageComments RequestedProcedureDescription SoftwareVersions "
-    "ContrastBolusAgent PositionReferenceIndicator"
-).split()
+    "PatientName", "PatientBirthName", "PatientAddress", "PatientTelephoneNumbers", "PatientComments", "OtherPatientIDs",
+    "MedicalRecordLocator", "EthnicGroup", "Occupation", "AdditionalPatientHistory", "AdmissionID", "IssuerOfPatientID",
+    "AccessionNumber", "StudyID", "InstitutionAddress", "InstitutionalDepartmentName", "ReferringPhysicianName",
+    "PerformingPhysicianName", "OperatorsName", "NameOfPhysiciansReadingStudy", "StationName", "DeviceSerialNumber", "StudyDescription",
+    "SeriesDescription", "ProtocolName", "ImageComments", "RequestedProcedureDescription", "SoftwareVersions", "ContrastBolusAgent",
+    "PositionReferenceIndicator",
+)  # fmt: skip
 
 
 def plant(file: Path, series: int, *, patient_id: str | None = None, **changes: object) -> None:
     """Fills a DICOM file with canaries: standard and private tags, nested ones, the preamble. series: a number for its UIDs.
 
-    Its model and kernel repeat the patient's name and the institution, as free text can. changes: keyword -> another value.
+    Its model and kernel repeat the patient's name or birth date and the institution, as free text can. changes: keyword -> another value.
     """
     image = pydicom.dcmread(file)
     for keyword in _WORDS:
-        setattr(image, keyword, f"Canary{keyword}"[: 16 if dictionary_VR(keyword) == "SH" else 60])
+        kind = dictionary_VR(keyword)
+        setattr(image, keyword, f"Canary{keyword}"[: 16 if kind == "SH" else 60] + "^Zelda" * (kind == "PN"))
     image.PatientID = f"CanaryPatientID{series}" if patient_id is None else patient_id
-    image.ManufacturerModelName, image.ConvolutionKernel = "CT CanaryPatientName", "CanaryInst"
+    image.ManufacturerModelName = "CT CanaryPatientName" if series % 2 else "CT 1943-12-07"
+    image.ConvolutionKernel = "CanaryInst"
     image.InstitutionName = "CanaryInst Clinic"
     image.PatientBirthDate, image.StudyDate, image.SeriesDate, image.AcquisitionDate = "19431207", "19971103", "19980214", "19990816"
-    image.StudyTime, image.SeriesTime, image.AcquisitionDateTime = "235960.181", "235959.272", "19990816235960.181"
+    image.StudyTime, image.SeriesTime, image.AcquisitionDateTime = "235948.181", "235937.272", "19990816235948.181"
     image.StudyInstanceUID, image.SeriesInstanceUID = (f"{UID_ROOT}.{series}.{what}" for what in (1, 2))
     image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"{UID_ROOT}.{series}.3.{image.InstanceNumber}"
     image.FrameOfReferenceUID = f"{UID_ROOT}.{series}.4"
@@ -88,11 +94,11 @@ class Patterns(NamedTuple):
 
 
 def patterns(secrets: Iterable[str] = ()) -> Patterns:
-    """The stems and `secrets` in the ways in which files hold text: UTF-8, UTF-16, hexadecimal, base64; dates and times also with separators."""
+    """The stems and `secrets` in the ways in which files hold text: UTF-8, UTF-16, UTF-32 (as NumPy), hexadecimal, base64; dates and times also with separators."""
     folded, exact = set(), set()
     for stem in (*STEMS, *secrets):
         for spelling in _spellings(stem.lower()):
-            folded |= {spelling.encode(code) for code in ("utf-8", "utf-16-le", "utf-16-be")}
+            folded |= {spelling.encode(code) for code in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le")}
         folded.add(stem.encode().hex().encode())
         for spelling in {stem, stem.lower(), stem.upper()}:
             folded.add(spelling.encode().hex().encode())
@@ -131,8 +137,8 @@ def _layers(content: bytes) -> Iterator[bytes]:
     """The bytes, and what lies packed in them: gzip, zip (so npz), PNG text, pictures and data inside HTML."""
     yield content
     if content[:2] == b"\x1f\x8b":
-        yield from _layers(gzip.decompress(content))
-    elif content[:4] == b"PK\x03\x04":
+        yield from _layers(gzip.decompress(content))  # names and comments of its header are plain to see
+    elif zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for member in archive.infolist():
                 yield from _layers(archive.read(member))
@@ -162,3 +168,11 @@ def leaks(folder: Path, secrets: Iterable[str] = ()) -> list[str]:
             found += [f"{name}: {leak}" for leak in leaks_in(path.read_bytes(), wanted)]
     assert files, f"{folder} holds no file to search"
     return found
+
+
+def die_over_a_copy(folder: Path) -> None:
+    """What a worker does when SIGTERM comes while a scan is unpacked: never comes back."""
+    with tempfile.TemporaryDirectory(dir=folder) as copy:
+        (Path(copy) / "CanaryCopy.mha").write_bytes(b"")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)

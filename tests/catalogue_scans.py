@@ -99,7 +99,7 @@ class Case:
     outcome: "=" load, "E" refuse, "W" skip the odd file and load the rest; "=E" and "EW" leave the choice.
     make: writes the input into a folder. words: patterns, all of them in the error or in what is told of a skip.
     source: what to read in the folder, with {name} for the folder's name. kind: dicom, zip, nifti or metaimage, what a
-    reader must know to be asked. bounded: built to exhaust memory.
+    reader must know to be asked. bounded: built to exhaust memory, or to kill the process that reads it.
     """
 
     name: str

@@ -109,6 +109,10 @@ def zlib_bomb(content: bytes) -> bytes:
 WIDE = np.where(HU > 1450, 30000, np.where(padded()[1], -3024, HU)).astype(np.int16)
 """HU that lie further apart than int16 can say."""
 SHEARED = affine_of((0, 0.9, 2.5))
+TOO_MANY: dict[str, dict[str, Any]] = {
+    "a slice": {"dim": [3, 24, 20, 5, 1, 1, 1, 1]}, "four columns": {"dim": [3, 20, 20, 6, 1, 1, 1, 1]}, "half its bytes": {"datatype": 256, "bitpix": 8},
+}  # fmt: skip
+"""Header fields that leave over what the file holds."""
 SCALED = np.rint(0.5 * np.rint((HU.astype(float) + 100) / 0.5) - 100).astype(np.int16)
 
 
@@ -154,6 +158,10 @@ NIFTI = [
     case("NIfTI, gzip cut off in its header", "E", nifti(pack=lambda b: gzip.compress(b, mtime=0)[:60])),
     case("NIfTI, one bit of its gzip off", "E", nifti(pack=one_bit_off)),
     case("NIfTI, pixels cut off", "E", nifti(finish=lambda b: b[:-500], pack=None), suffix=".nii"),
+    *(case(f"NIfTI, {what} too many", "E", nifti(header=fields(**wrong)), "asks for") for what, wrong in TOO_MANY.items()),
+    *(case(f"NIfTI, not compressed, {what} too many", "E", nifti(header=fields(**wrong), pack=None), "asks for", suffix=".nii") for what, wrong in TOO_MANY.items()),
+    case("NIfTI whose voxels begin in its header", "E", nifti(header=fields(vox_offset=0)), "vox_offset"),
+    case("NIfTI, not compressed, whose voxels begin in its header", "E", nifti(header=fields(vox_offset=0), pack=None), "vox_offset", suffix=".nii"),
     case("NIfTI, no slices", "E", nifti(header=fields(dim=[3, 24, 20, 0, 1, 1, 1, 1]))),
     case("NIfTI, negative dimension", "E", nifti(header=fields(dim=[3, 24, -20, 6, 1, 1, 1, 1]))),
     case("NIfTI of colours", "E", colour),
@@ -231,6 +239,10 @@ METAIMAGE = [
     case("MetaImage, an AnatomicalOrientation that lies", "=", metaimage(".mha", AnatomicalOrientation="LPS"), suffix=".mha"),
     case("MetaImage, raw missing", "E", metaimage(".mhd", raw=lambda b: None), "ElementDataFile|raw", suffix=".mhd"),
     case("MetaImage, raw short", "E", metaimage(".mhd", raw=lambda b: b[:-100]), suffix=".mhd"),
+    case("MetaImage, raw of a slice more", "E", metaimage(".mhd", DimSize="24 20 5"), "DimSize", suffix=".mhd"),
+    case("MetaImage, raw of four columns more", "E", metaimage(".mhd", DimSize="20 20 6"), "DimSize", suffix=".mhd"),
+    case("MetaImage, raw of twice the bytes", "E", metaimage(".mhd", ElementType="MET_CHAR"), "ElementType", suffix=".mhd"),
+    case("MetaImage, local pixels of a slice more", "E", metaimage(".mha", DimSize="24 20 5"), "DimSize", suffix=".mha"),
     case("MetaImage, local pixels short", "E", metaimage(".mha", raw=lambda b: b[:-100]), suffix=".mha"),
     case("MetaImage, compressed pixels cut off", "E", metaimage(".mha", raw=lambda b: zlib.compress(b)[:-900], CompressedData="True", CompressedDataSize=WHOLE), suffix=".mha"),
     case("MetaImage, compressed pixels short", "E", metaimage(".mha", raw=lambda b: zlib.compress(b[:-100]), CompressedData="True"), suffix=".mha"),

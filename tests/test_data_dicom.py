@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from catalogue_folders import enhanced
 from conftest import affine_of, dicom_series, noise_volume
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+import data.dicom_file
 from data.dicom import Series, find_series, read_series
 from data.dicom_file import read_dicom
 from data.dicom_slices import slices_of
@@ -230,6 +232,25 @@ def test_other_files_are_skipped_with_a_reason(tmp_path):
     assert "Modality" in reasons[files[0].name]
     assert "localizer" in reasons[files[1].name]
     assert set(reasons) == {*(f.name for f in files[:4]), "Thumbs.db"}
+
+
+def test_frames_are_taken_apart_once_a_file(tmp_path, monkeypatch):
+    truth = enhanced()(tmp_path / "enhanced0")
+    (file,) = (tmp_path / "enhanced0").iterdir()
+    image = pydicom.dcmread(file)
+    image.compress(RLELossless, generate_instance_uid=False)
+    image.save_as(file)
+    series = only_series(tmp_path / "enhanced0")
+    calls = []
+
+    def counted(name, plain):
+        return lambda *given, **options: calls.append(name) or plain(*given, **options)
+
+    monkeypatch.setattr(data.dicom_file, "generate_frames", counted("frames", data.dicom_file.generate_frames))
+    monkeypatch.setattr(pydicom, "dcmread", counted("file", pydicom.dcmread))
+    np.testing.assert_array_equal(read_series(series).hu, truth.hu)
+    assert calls.count("frames") == 1
+    assert calls.count("file") <= 2  # the header, perhaps, and all of it
 
 
 def test_real_series_equals_simpleitk(real_data):

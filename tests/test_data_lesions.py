@@ -55,6 +55,18 @@ def test_what_is_written_is_read(tmp_path_factory, lists):
     assert read.problems == ()
 
 
+def test_masks_beside_their_scans_in_any_case(tmp_path):
+    from data.nifti import write_nifti
+
+    for name in ("Case1", "Case1_Mask", "Case2", "Case2_SEG"):
+        write_nifti(np.zeros((4, 4, 4), np.int16), np.eye(4), tmp_path / f"{name}.nii.gz")
+    read = read_lesions(tmp_path, ListConfig())
+    assert {name: listed[0].source.name for name, listed in read.series.items()} == {
+        "Case1": "Case1_Mask.nii.gz",
+        "Case2": "Case2_SEG.nii.gz",
+    }
+
+
 def test_candidates_are_nodules_and_background_without_a_diameter(tmp_path):
     read = table(tmp_path, "seriesuid,coordX,coordY,coordZ,class\n1.2,1,2,3,0\n1.2,4,5,6,1\n")
     assert located(read.series["1.2"]) == [Lesion((1, 2, 3), None, BACKGROUND), Lesion((4, 5, 6), None, "nodule")]
@@ -134,7 +146,9 @@ UNREADABLE = {
     "coordinates": ("seriesuid,coordX,coordY\n1,2,3\n", "no column coordX"),
     "twice": ("series,x,y,z,class,class\n1,1,1,1,a,b\n", "two columns of one name"),
     "row": (LUNA + "1.2,1,2,three,4,solid\n", "line 2: a coordinate is not a finite number"),
-    "long": (LUNA + "9" * 200_000 + ",1,2,3,4,solid\n", "not a CSV file in UTF-8"),
+    "long": (LUNA + "9" * 200_000 + ",1,2,3,4,solid\n", "line 2: not CSV"),
+    "quote": (LUNA + '1.2,1,2,3,4,solid\n1.3,1,2,3,4,"sol\n1.4,1,2,3,4,solid\n', "line 3: not CSV; a quote is missing"),
+    "quotes": (LUNA + '1.2,1,2,3,4,"solid\n1.3,1,2,3,4,solid\n1.4,1,2,3,4,solid"\n', "line 2: a quoted cell goes over several lines"),
 }
 
 

@@ -48,18 +48,66 @@ def test_killed_and_started_again_equals_uninterrupted(command, cohort, tmp_path
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_scan_that_changed_is_cut_again(command, cohort, tmp_path, monkeypatch):
-    import data.cohort
+@pytest.fixture
+def stopped(command, monkeypatch):
+    """A run that is stopped when both its series are cut."""
 
+    def run():
+        import data.cohort
+
+        with monkeypatch.context() as broken:
+            broken.setattr(data.cohort, "_write", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+            done = command("data", "prepare", "in", "--out", "p", "--processes", 1, *CUT)
+        assert (done.code, "2 series are cut and kept beside p" in done.err) == (2, True)
+
+    return run
+
+
+def test_a_scan_that_changed_is_cut_again(command, cohort, tmp_path, stopped):
     cohort(2)
-    with monkeypatch.context() as broken:
-        broken.setattr(data.cohort, "_write", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
-        done = command("data", "prepare", "in", "--out", "p", "--processes", 1, *CUT)
-    assert (done.code, "2 series are cut and kept beside p" in done.err) == (2, True)
+    stopped()
     os.utime(tmp_path / "in" / "1" / "000.dcm", ns=(1, 1))
     done = command("data", "prepare", "in", "--out", "p", "--processes", 1, *CUT)
     assert "1 of 2 series were cut by an earlier run" in done.err
     assert len(PatchFolder.open("p")) == 4
+
+
+@pytest.mark.parametrize("length", [0, 100, 700, -1])
+def test_a_damaged_part_is_cut_again(command, cohort, tmp_path, stopped, length):
+    cohort(2)
+    stopped()
+    part = sorted(tmp_path.glob(".p.parts/parts/*.npz"))[0]
+    part.write_bytes(part.read_bytes()[:length])
+    for out in ("p", "q"):
+        done = command("data", "prepare", "in", "--out", out, "--processes", 1, *CUT)
+        assert (done.code, "Traceback" in done.err) == (0, False), done.err
+    assert PatchFolder.open("p").content_hash == PatchFolder.open("q").content_hash
+    assert len(PatchFolder.open("p")) == 4
+
+
+def test_a_scan_that_was_spoiled_is_not_taken_from_an_old_part(command, cohort, tmp_path, stopped):
+    cohort(2)
+    stopped()
+    (tmp_path / "in" / "1" / "008.dcm").touch()
+    done = command("data", "prepare", "in", "--out", "p", "--processes", 1, *CUT)
+    assert done.code == 0, done.err
+    assert "skipped series: in/1/008.dcm: a damaged file beside the slices" in done.err
+    assert len(PatchFolder.open("p")) == 2
+
+
+def test_a_series_that_kills_its_worker_is_left_out_with_a_reason(command, cohort, monkeypatch):
+    import data.cohort
+
+    def first_kills(function, inputs, processes, scheduler, died):
+        return [died(one) if died and n == 0 else function(one) for n, one in enumerate(inputs)]
+
+    cohort(2)
+    monkeypatch.setattr(data.cohort, "map_processes", first_kills)
+    done = command("data", "prepare", "in", "--out", "p", *CUT)
+    assert done.code == 0, done.err
+    assert "skipped series: in/" in done.err
+    assert "1 x series: reading it killed the process" in done.out
+    assert len(PatchFolder.open("p")) == 2
 
 
 def test_two_runs_at_once_do_not_mix(command, cohort, tmp_path):

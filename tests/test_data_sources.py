@@ -50,17 +50,56 @@ def test_a_series_in_an_archive_is_read_without_unpacking(tmp_path):
     assert not (tmp_path.parent.parent / "0").exists()
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".mhd"])
-def test_other_formats_in_an_archive(tmp_path, suffix):
+@pytest.mark.parametrize("name", ["ct.nii.gz", "ct.mha", "ct.mhd", "a scan (1) [b].mhd"])
+def test_other_formats_in_an_archive(tmp_path, name):
     folder = tmp_path / "in"
     folder.mkdir()
-    if suffix == ".nii.gz":
-        write_nifti(noise_volume(), affine_of(), folder / "ct.nii.gz")
+    if name.endswith(".nii.gz"):
+        write_nifti(noise_volume(), affine_of(), folder / name)
     else:
-        sitk.WriteImage(sitk.GetImageFromArray(noise_volume()), str(folder / f"ct{suffix}"), suffix == ".mhd")
-    (series,), _ = find_volumes([zipped(tmp_path / "scan.zip", *sorted(folder.iterdir()))])
-    assert series.uid == "ct"
+        sitk.WriteImage(sitk.GetImageFromArray(noise_volume()), str(folder / name), name == "ct.mhd")
+    archive = zipped(tmp_path / "scan.zip", *sorted(folder.iterdir()))
+    with zipfile.ZipFile(archive, "a") as more:  # as the Finder of macOS packs it
+        more.writestr(f"__MACOSX/._{name}", b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(200))
+    (series,), skipped = find_volumes([archive])
+    assert series.uid == name.split(".")[0]
     np.testing.assert_array_equal(read_volume(series).hu, noise_volume())
+    assert [one.reason for one in skipped] == ["what macOS keeps beside a file"]
+
+
+def test_what_is_given_twice_or_through_a_link_is_read_once(tmp_path):
+    files = dicom_series(tmp_path / "in" / "dicom")
+    write_nifti(noise_volume(), affine_of(), tmp_path / "in" / "ct.nii.gz")
+    (tmp_path / "links").mkdir()
+    for target in (tmp_path / "in" / "ct.nii.gz", tmp_path / "in" / "dicom"):
+        (tmp_path / "links" / target.name).symlink_to(target)
+    places = [tmp_path / "in", tmp_path / "in", tmp_path / "links", tmp_path / "in" / "ct.nii.gz", files[0]]
+    found, skipped = find_volumes(places)
+    assert [len(one.files) for one in found] == [len(files), 1]
+    for one in found:
+        volume = read_volume(one)
+        np.testing.assert_array_equal(volume.hu, noise_volume())
+        assert volume.notes == ()
+    assert skipped == []
+
+
+def test_a_metaimages_version_is_that_of_its_pixels_too(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(noise_volume()), str(tmp_path / "ct.mhd"))
+    one = Source(tmp_path / "ct.mhd")
+    before = one.version()
+    assert one.version() == before
+    status = (tmp_path / "ct.raw").stat()
+    (tmp_path / "ct.raw").write_bytes(noise_volume(seed=1).tobytes())
+    os.utime(tmp_path / "ct.raw", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert one.version() != before
+
+
+def test_a_damaged_archive_is_told_once(command, tmp_path):
+    dicom_series(tmp_path / "in")
+    (tmp_path / "in" / "b.zip").write_bytes(b"PK\3\4aaaa")
+    done = command("data", "convert", "in", "out.nii.gz")
+    assert done.code == 0
+    assert [line for line in done.err.splitlines() if "b.zip" in line] == ["skipped in/b.zip: damaged zip archive"]
 
 
 def test_bombs_and_damaged_archives_are_refused(tmp_path):
