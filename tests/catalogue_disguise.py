@@ -79,6 +79,8 @@ def wide(folder: Path) -> None:
 
 STREAMS = [
     Case("JPEG-LS, another number of rows in its stream", "E", streams(compressed(JPEGLSLossless), at_marker(b"\xff\xf7", 6, 200)), (THIRD, "PixelData"), bounded=True),
+    Case("JPEG-LS, no columns in its stream", "E", streams(compressed(JPEGLSLossless), at_marker(b"\xff\xf7", 8, 0)), (THIRD, "PixelData"), bounded=True),
+    Case("JPEG-LS of 79 bits", "E", streams(compressed(JPEGLSLossless), at_marker(b"\xff\xf7", 4, 79)), (THIRD, "PixelData"), bounded=True),
     Case("JPEG Lossless of 169 bits", "E", streams(jpeg_lossless, at_marker(b"\xff\xc3", 4, 169)), (THIRD, "PixelData"), bounded=True),
     Case("JPEG Lossless without its Huffman tables", "E", streams(jpeg_lossless, at_marker(b"\xff\xc4", 1, 0xFF)), (THIRD, "PixelData"), bounded=True),
     Case("RLE, a byte lost", "E", streams(compressed(RLELossless), lambda s: s[:1500] + s[1501:]), (THIRD, "PixelData"), bounded=True),
