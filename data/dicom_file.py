@@ -18,27 +18,18 @@ from io import BytesIO
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels import pixel_array
 from pydicom.tag import Tag
 from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
     MediaStorageDirectoryStorage,
-    RLELossless,
 )
 
 from data.acquisition import PERSONAL
+from data.dicom_codecs import Encapsulated
 from data.dicom_elements import UNDEFINED, Decoder, Unusual, check_single, find_elements, walk_to_end
 from data.parallel import read_ahead
 from data.sources import Source, Unreadable
@@ -58,9 +49,6 @@ NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLitt
 
 _HEAD_BYTES = 1 << 16
 _GROUP_LENGTH = b"DICM\x02\x00\x00\x00UL\x04\x00"
-# one decoder a syntax, chosen because it raises where others abort the process; none is tried after another
-_DECODERS = {RLELossless: "pydicom", JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls", JPEG2000Lossless: "pylibjpeg",
-             JPEG2000: "pylibjpeg", HTJ2KLossless: "pylibjpeg", HTJ2KLosslessRPCL: "pylibjpeg", HTJ2K: "pylibjpeg"}  # fmt: skip
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _INFLATED_BYTES, _INFLATED_RATIO = 64 << 20, 20
 _WIDEST = 4096  # Rows and Columns that a compressed CT image may have
@@ -127,15 +115,7 @@ class DicomFile:
         if max(rows, columns) > _WIDEST:
             raise Unreadable(source, f"Rows or Columns above {_WIDEST}", f"{rows} x {columns}")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                warnings.filterwarnings("error", "The decoded RLE segment")  # holds more than its image: bytes were lost or changed
-                image, frames = self._encapsulated
-                stream = frames[frame]
-                if self.syntax != RLELossless:
-                    check_stream(stream, rows, columns)
-                image.PixelData = encapsulate([stream])
-                pixels = pixel_array(image, decoding_plugin=_DECODERS.get(self.syntax, "gdcm"))
+            pixels = self._encapsulated.decoded(frame, rows, columns)
         except Exception as error:  # every codec has its own kinds
             raise Unreadable(source, "PixelData cannot be decoded", f"{self.syntax.name}: {str(error)[:200]}") from None
         if pixels.shape != (rows, columns):
@@ -143,17 +123,8 @@ class DicomFile:
         return pixels
 
     @cached_property
-    def _encapsulated(self) -> tuple[Dataset, list[bytes]]:
-        """The data set, as if it had one frame, and the compressed stream of each frame."""
-        image = pydicom.dcmread(BytesIO(self.content), force=True)
-        image.file_meta.TransferSyntaxUID = self.syntax
-        count = self.whole("NumberOfFrames", 1)
-        walk_to_end(image.PixelData, 0, len(image.PixelData), implicit=True, order="<")  # pydicom takes a shorter fragment as it is
-        frames = list(generate_frames(image.PixelData, number_of_frames=count))
-        if len(frames) != count:
-            raise ValueError(f"{len(frames)} frames, NumberOfFrames is {count}")
-        image.NumberOfFrames = 1
-        return image, frames
+    def _encapsulated(self) -> Encapsulated:
+        return Encapsulated(self.content, self.syntax, self.whole("NumberOfFrames", 1))
 
     def _check_end(self) -> None:
         """Unreadable when what follows the pixels is neither nothing nor elements: bytes were lost or came in between."""
@@ -295,54 +266,6 @@ def _inflate(source: Source, content: bytes) -> bytes:
     if not inflater.eof:
         raise Unreadable(source, "its deflated data set is cut off")
     return _PLAIN_META + plain
-
-
-def check_stream(stream: bytes, rows: int, columns: int) -> None:
-    """ValueError unless a JPEG, JPEG-LS or JPEG 2000 stream states this shape and is whole up to its first scan.
-
-    ISO 10918-1, B.2.2 (SOF) and B.2.3; ISO 15444-1, A.5.1 (SIZ). A decoder is not asked about anything else: some abort.
-    """
-    if stream[:4] == b"\xff\x4f\xff\x51":
-        right, bottom, left, top = struct.unpack(">4I", stream[8:24])
-        stated, components = (bottom - top, right - left), struct.unpack(">H", stream[40:42])[0]
-    elif stream[:2] == b"\xff\xd8":
-        stated, components = _jpeg_shape(stream)
-    else:
-        raise ValueError("not a JPEG stream")
-    if stated != (rows, columns) or components != 1:
-        raise ValueError(f"its image is {stated} with {components} components, Rows x Columns are {rows} x {columns}")
-
-
-def _jpeg_shape(stream: bytes) -> tuple[tuple[int, int], int]:
-    """(rows, columns) and components of a JPEG or JPEG-LS stream whose segments are known ones up to its scan."""
-    at, found = 2, None
-    while at + 4 <= len(stream):
-        mark, marker, length = struct.unpack(">BBH", stream[at : at + 4])
-        body = stream[at + 4 : at + 2 + length]
-        if mark != 0xFF or length < 2 or len(body) != length - 2:
-            raise ValueError("its JPEG segments are damaged")
-        if marker == 0xDA and found:
-            return found
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            precision, rows, columns, components = struct.unpack(">BHHB", body[:6])
-            if not 2 <= precision <= 16 or len(body) != 6 + 3 * components:
-                raise ValueError("its JPEG frame header is damaged")
-            found = (rows, columns), components
-        elif marker == 0xC4:
-            _check_huffman(body)
-        elif not (marker in (0xDB, 0xDD, 0xF8, 0xFE) or 0xE0 <= marker <= 0xEF):
-            raise ValueError(f"unknown JPEG segment {marker:02X}")
-        at += 2 + length
-    raise ValueError("its JPEG stream has no scan")
-
-
-def _check_huffman(body: bytes) -> None:
-    """ValueError unless the tables have as many codes as they say (ISO 10918-1, B.2.4.2)."""
-    while body:
-        codes = sum(body[1:17])
-        if len(body) < 17 + codes or body[0] & 0xEC or sum(n << (15 - i) for i, n in enumerate(body[1:17])) > 1 << 16:
-            raise ValueError("its Huffman tables are damaged")
-        body = body[17 + codes :]
 
 
 def numbers(source: Source, holder: Dataset, keyword: str, count: int) -> np.ndarray:

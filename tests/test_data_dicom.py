@@ -246,7 +246,7 @@ def test_frames_are_taken_apart_once_a_file(tmp_path, monkeypatch):
     def counted(name, plain):
         return lambda *given, **options: calls.append(name) or plain(*given, **options)
 
-    monkeypatch.setattr(data.dicom_file, "generate_frames", counted("frames", data.dicom_file.generate_frames))
+    monkeypatch.setattr(data.dicom_codecs, "generate_frames", counted("frames", data.dicom_codecs.generate_frames))
     monkeypatch.setattr(pydicom, "dcmread", counted("file", pydicom.dcmread))
     np.testing.assert_array_equal(read_series(series).hu, truth.hu)
     assert calls.count("frames") == 1
