@@ -11,7 +11,7 @@ from catalogue_folders import enhanced
 from conftest import affine_of, dicom_series, noise_volume
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-import data.dicom_file
+import data.dicom_codecs
 from data.dicom import Series, find_series, read_series
 from data.dicom_file import read_dicom
 from data.dicom_slices import slices_of
