@@ -22,7 +22,7 @@ $(VENV)/ready: pyproject.toml .ci/constraints.txt
 # Each step is skipped when its folder is there; training resumes where it stopped, or says that all is done.
 demo: $(VENV)/ready
 	@test -d $(DEMO)/phantom || $(PY) -m data phantom --out $(DEMO)/phantom --patients 32 --lesions 18 --seed 0
-	@echo "phantom patients need no secret" > $(DEMO)/pseudonym.key
+	@printf '%064d' 0 > $(DEMO)/pseudonym.key  # phantom patients need no secret
 	@test -d $(DEMO)/patches || $(PY) -m data prepare $(DEMO)/phantom --lesions $(DEMO)/phantom/annotations.csv \
 	    --out $(DEMO)/patches --size 32 --spacing 1.25 --slices 3 --key $(DEMO)/pseudonym.key
 	@$(PY) train.py --data $(DEMO)/patches --out $(DEMO)/run --training.steps 1500 --training.n_critic 2 \

@@ -91,7 +91,7 @@ def find_volumes(
         reasons = Counter(s.reason for s in skipped).most_common(1)
         if len(skipped) == 1:
             raise ValueError(f"{skipped[0].file}: no CT volume found ({skipped[0].reason})")
-        why = f"{len(skipped)} files, most of them: {reasons[0][0]}" if reasons else "it is empty"
+        why = f"{len(skipped)} files, most of them: {reasons[0][0]}" if reasons else "no file of a scan format"
         raise ValueError(f"{', '.join(map(str, places))}: no CT volume found ({why})")
     return series, skipped
 
@@ -120,10 +120,14 @@ def prepare(
         if s.uid in lesions.series
     ]
     outcome.notes["series without a listed lesion, left out"] = len(found) - len(wanted)
+    outcome.notes["series without a PatientID: its study counts as a patient"] = sum(
+        s.nameless for s in wanted if s.uid not in lesions.patients
+    )
     if not wanted:
         raise ValueError(
             f"none of the {len(lesions.series)} series in the lesion list is among the {len(found)} found; "
-            "the seriesuid column must hold SeriesInstanceUIDs, or file names without suffix for NIfTI and MetaImage"
+            "a list, and a mask by its file's name, must name a scan by its SeriesInstanceUID, or by its file's name without suffix "
+            "for NIfTI and MetaImage"
         )
     jobs = [
         Job(s, lesions.series[s.uid], config, parts / part_name(s, lesions.series[s.uid], config, pseudonyms)) for s in wanted
@@ -133,9 +137,11 @@ def prepare(
         warn(f"{before} of {len(jobs)} series were cut by an earlier run")
     cut: list[Job] = []
     labels: set[str] = set()
+    mirrored = Counter[bool]()
     for job, result in zip(jobs, track(workers.map(run_job, jobs, died), "series", len(jobs)), strict=True):
         uid = pseudonyms.series(job.series.uid)
         outcome.notes.update(dict(result.notes))
+        mirrored.update({True: result.mirrored[0], False: result.mirrored[1]})
         outcome.skips += [Skip("lesion", uid, count, reason) for reason, count in result.left_out]
         if result.error:
             warn(f"skipped series: {result.error}")
@@ -143,6 +149,10 @@ def prepare(
         if result.labels:
             cut.append(job)
             labels.update(result.labels)
+    if mirrored[True] >= 4 and mirrored[True] > 3 * mirrored[False]:
+        told = f"{mirrored[True]} lesions are denser with x and y negated, {mirrored[False]} as stated: is the list in RAS? (--coordinates ras)"
+        warn(f"WARNING: {told}")
+        outcome.notes[told] = 1
     _refuse(outcome, cut, strict)
     spec = PatchSpec(
         shape=config.shape, spacing_mm=(config.spacing_mm,) * len(config.shape), window=config.window,

@@ -77,7 +77,8 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     try:
         code = main(joined_values(sys.argv[1:])) or 0
     except ArgumentError as error:
-        print(f"error: {one_line(error)}; --help lists what there is", file=sys.stderr)
+        told = re.sub(r"(?<=required: ).*", lambda names: re.sub(r"\b\w+\.(?=\w)", "", names[0]), one_line(error))
+        print(f"error: {told}; --help lists what there is", file=sys.stderr)
         code = BAD_INPUT
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -21,11 +21,14 @@ from data.volume import Lesion, Volume
 NIFTI, METAIMAGE = (".nii", ".nii.gz"), (".mha", ".mhd")
 LUNG_GRID_MM = 4.0
 """How finely the lung is looked for: on phantoms the Dice coefficient is the same as at 1 mm."""
+MIRROR_HU = 150
+"""Noise does not make one place of the lung so much denser than another."""
 UNKNOWN_RADIUS_MM = 10.0
 """How far from its centre a lesion without a stated diameter is taken to reach, where none may be."""
 
-OUTSIDE = "lesion outside its volume, left out (are the coordinates LPS, in mm?)"
-OFF_LUNG = "lesion that does not touch the lung (are the coordinates LPS, in mm?)"
+OUTSIDE = "lesion outside its volume, left out (see --coordinates)"
+OFF_LUNG = "lesion that does not touch the lung (see --coordinates)"
+WIDER = "lesion wider than the patch: its edge is cut off (see --size and --spacing)"
 NO_LUNG = "series without a lung mask: no background patches from it"
 NO_ROOM = "background patch fewer than asked: no room in the lung away from lesions"
 PADDED = "patch that reaches beyond its scan, padded with air (column padded)"
@@ -61,7 +64,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Cutting:
-    """What one series gave. left_out: lesions that gave no patch, by reason; notes: what a user should know, counted."""
+    """What one series gave. left_out: lesions that gave no patch, by reason; notes: what a user should know, counted.
+
+    mirrored: lesions whose place is lung while the place with x and y negated, in the lung too, is dense; and the other way round.
+    """
 
     cuts: list[Cut]
     left_out: Counter[str]
@@ -69,6 +75,7 @@ class Cutting:
     acquisition: Acquisition
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
+    mirrored: tuple[int, int] = (0, 0)
 
 
 def read_volume(series: Series) -> Volume:
@@ -118,8 +125,33 @@ def cut_series(series: Series, listed: Sequence[Listed], config: CutConfig) -> C
             outside_share(volume, centre, config.shape, config.spacing_mm)) for centre, lesion in places
     ]  # fmt: skip
     notes[PADDED] += sum(c.padded > 0 for c in cuts)
+    notes[WIDER] += sum(2 * lesion.radius_mm > min(config.shape) * config.spacing_mm for lesion in shown)
     k, j, i = volume.hu.shape
-    return Cutting(cuts, +left_out, +notes, stored.acquisition or Acquisition("unknown"), (k, j, i), volume.spacing_mm)
+    mirrored = (0, 0) if lung is None else _mirrored(volume, coarse, lung, shown)
+    return Cutting(cuts, +left_out, +notes, stored.acquisition or Acquisition("unknown"), (k, j, i), volume.spacing_mm, mirrored)
+
+
+def _mirrored(volume: Volume, coarse: Volume, lung: np.ndarray, lesions: Sequence[Lesion]) -> tuple[int, int]:
+    """How many lesions are clearly denser with x and y negated, as when a list in RAS is read as LPS, and how many as stated.
+
+    Only those count that lie in the lung both ways: there a lesion is denser than what is around it, unless it is a cyst.
+    """
+    found = [0, 0]
+    for x, y, z in (lesion.center_mm for lesion in lesions):
+        points = ((x, y, z), (-x, -y, z))
+        if all(_value(lung, coarse.index_of(point)) == 1 for point in points):
+            stated, negated = (_value(volume.hu, volume.index_of(point), 1) for point in points)
+            found[0] += negated > stated + MIRROR_HU
+            found[1] += stated > negated + MIRROR_HU
+    return found[0], found[1]
+
+
+def _value(values: np.ndarray, index: np.ndarray, reach: int = 0) -> float:
+    """The mean of the voxels around an index; NaN outside."""
+    middle = np.rint(index).astype(int)
+    if np.any(middle < 0) or np.any(middle >= values.shape):
+        return float("nan")
+    return float(values[tuple(slice(max(n - reach, 0), n + reach + 1) for n in middle)].mean())
 
 
 def _lung(volume: Volume) -> np.ndarray | None:

@@ -36,13 +36,15 @@ _ODD_REASON = "damaged DICOM header"
 class Series:
     """The CT slices of one series, found but not yet read.
 
-    spoiled: why it cannot be trusted, though each of its files may be whole.
+    spoiled: why it cannot be trusted, though each of its files may be whole. nameless: it has no PatientID, so
+    patient_id is its StudyInstanceUID.
     """
 
     uid: str
     patient_id: str
     files: tuple[Source, ...]
     spoiled: Unreadable | None = None
+    nameless: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def _look_at(file: Source, read: Callable[[], DicomFile]) -> Found | None:
         return None
     if file.name.startswith("._"):
         return Found(file, reason="what macOS keeps beside a file")
+    if file.name.lower().endswith(".zip"):
+        return Found(file, reason="an archive inside an archive")
     try:
         found = read()
         reason = contradiction(found)
@@ -126,7 +130,9 @@ def find_series(
     series = []
     for uid, group in sorted(slices.items()):
         patients = sorted({g.patient_id for g in group if g.patient_id})
-        one = Series(uid, patients[0] if patients else min(g.study_uid for g in group), tuple(sorted(g.file for g in group)))
+        one = Series(
+            uid, patients[0] if patients else min(g.study_uid for g in group), tuple(sorted(g.file for g in group)), nameless=not patients
+        )
         bad = suspects.beside(one)
         if len(patients) > 1:
             one = replace(one, spoiled=Unreadable(one.files[0], "two PatientIDs in one series"))
@@ -246,9 +252,9 @@ def _one_a_place(slices: Sequence[Slice], normal: np.ndarray) -> tuple[list[Slic
             other = kept[-1][1]
             if not one.image_uid or one.image_uid != other.image_uid:
                 reason = "lies at the same ImagePositionPatient as another slice; two scans in one series?"
-                raise Unreadable(one.file.source, reason, other.file.source.name)
+                raise Unreadable(one.file.source, reason, str(other.file.source))
             if not np.array_equal(one.position, other.position) or not np.array_equal(one.hu(), other.hu()):
-                raise Unreadable(one.file.source, "has the SOPInstanceUID of another slice, but other pixels", other.file.source.name)
+                raise Unreadable(one.file.source, "has the SOPInstanceUID of another slice, but other pixels", str(other.file.source))
             notes.append("slice stored twice (SOPInstanceUID), taken once")
             continue
         kept.append((along[n], one))

@@ -100,7 +100,8 @@ def _columns(path: Path, head: list[str], config: ListConfig) -> _Columns:
     names = [name.strip().lower() for name in head]
     if not "".join(names):
         raise Unreadable(path, "empty, or its first line is")
-    hint = " separated by commas" if ";" in "".join(names) or "\t" in "".join(names) else ""
+    other = next((mark for mark in ";\t" if mark in "".join(names)), None)
+    hint = f" separated by commas, not by {'semicolons' if other == ';' else 'tabs'}" if other else ""
 
     def find(*wanted: str) -> int | None:
         name = next((name for name in wanted if name in names), None)

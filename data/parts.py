@@ -45,6 +45,7 @@ class Result:
     labels: tuple[str, ...] = ()
     left_out: tuple[tuple[str, int], ...] = ()
     notes: tuple[tuple[str, int], ...] = ()
+    mirrored: tuple[int, int] = (0, 0)
     error: str = ""
     reason: str = ""
 
@@ -72,7 +73,7 @@ def run_job(job: Job) -> Result:
             raise
         return Result(error=f"{job.series.files[0]}: {error.strerror or error}", reason="a file cannot be opened")
     labels = {one.lesion.label for one in cutting.cuts}
-    return Result(tuple(sorted(labels)), tuple(cutting.left_out.items()), tuple(cutting.notes.items()))
+    return Result(tuple(sorted(labels)), tuple(cutting.left_out.items()), tuple(cutting.notes.items()), cutting.mirrored)
 
 
 def _kept(part: Path) -> Cutting | None:
@@ -97,7 +98,7 @@ def write_part(file: Path, cutting: Cutting) -> None:
     meta = {
         "cuts": [(c.lesion.center_mm, c.lesion.diameter_mm, c.lesion.label, c.padded) for c in cutting.cuts],
         "left_out": cutting.left_out, "notes": cutting.notes, "acquisition": asdict(cutting.acquisition),
-        "shape": cutting.shape, "spacing_mm": cutting.spacing_mm,
+        "shape": cutting.shape, "spacing_mm": cutting.spacing_mm, "mirrored": cutting.mirrored,
     }  # fmt: skip
     hu = np.stack([c.hu for c in cutting.cuts]) if cutting.cuts else np.zeros(0, np.int16)
     with whole_file(file) as out:
@@ -113,4 +114,4 @@ def read_part(file: Path) -> Cutting:
         for patch, (centre, diameter, label, padded) in zip(hu, meta["cuts"], strict=True)
     ]
     return Cutting(cuts, Counter(meta["left_out"]), Counter(meta["notes"]), Acquisition(**meta["acquisition"]),
-                   tuple(meta["shape"]), tuple(meta["spacing_mm"]))  # fmt: skip
+                   tuple(meta["shape"]), tuple(meta["spacing_mm"]), tuple(meta["mirrored"]))  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import tempfile
 from pathlib import Path
@@ -14,8 +15,8 @@ class Pseudonyms:
     """HMAC-SHA256 names for patients and series. The key never leaves this object."""
 
     def __init__(self, key: bytes):
-        if len(key) < 16:
-            raise ValueError(f"pseudonym key has {len(key)} bytes; want at least 16 random ones")
+        if not re.fullmatch(rb"[0-9a-f]{64}", key):
+            raise ValueError(f"not a pseudonym key: {len(key)} bytes, want 64 hexadecimal digits")
         self._key = key
 
     def patient(self, patient_id: str) -> str:

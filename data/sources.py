@@ -143,7 +143,10 @@ def find_sources(places: Iterable[str | Path], damaged: list[Unreadable] | None 
     is damaged, or unpacks to more than ARCHIVE_BYTES, is Unreadable: raised, or put into `damaged` when that is given.
     """
     seen: set[str] = set()
-    for place in map(Path, places):
+    for given in places:
+        place = Path(given)
+        if not str(given):
+            raise ValueError("an empty name in place of a file or folder (a variable that is not set?)")
         if not place.exists():
             raise FileNotFoundError(f"{place}: no such file or folder")
         for file in [place] if not place.is_dir() else _walk(place):

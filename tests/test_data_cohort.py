@@ -107,6 +107,37 @@ def test_lesions_off_the_lung_and_names_given_twice_are_told(command, tmp_path):
     assert (done.code, "has the same name" in done.err) == (2, True)
 
 
+def test_a_list_mirrored_into_the_other_lung_is_told(command, tmp_path):
+    uids = [scan(tmp_path / "in" / str(n), n, f"P{n}") for n in range(4)]
+    (tmp_path / "list.csv").write_text(HEAD + "".join(lesion_row(uid, x=62.5, y=-5.0) for uid in uids))
+    options = ["--lesions", "list.csv", "--size", 16, "--processes", 1]
+    done = command("data", "prepare", "in", "--out", "p", *options)
+    assert "4 lesions are denser with x and y negated, 0 as stated: is the list in RAS?" in done.out
+    assert "WARNING" in done.err
+    done = command("data", "prepare", "in", "--out", "q", "--coordinates", "ras", *options)
+    assert "denser" not in done.out + done.err
+    folder = PatchFolder.open("q")
+    assert (folder.hu(folder.select(classes=["solid"]))[:, 7:9, 7:9] == 111).all()
+
+
+def test_one_of_two_series_is_named(command, tmp_path):
+    dicom_series(tmp_path / "in")
+    dicom_series(tmp_path / "in" / "again", noise_volume(seed=1), patient_id="JD-2")
+    done = command("data", "convert", "in", "x.nii.gz")
+    (first, _) = (word for word in done.err.replace(",", " ").split() if word.startswith("2.25."))
+    assert command("data", "convert", "in", "x.nii.gz", "--series", first).code == 0
+    assert command("data", "convert", "in", "y.nii.gz", "--series", "1.2").code == 2
+
+
+def test_lesions_wider_than_the_patch_and_patients_without_an_id_are_told(command, tmp_path):
+    uid = scan(tmp_path / "in", patient_id="")
+    (tmp_path / "list.csv").write_text(HEAD + lesion_row(uid))
+    done = command("data", "prepare", "in", "--lesions", "list.csv", "--out", "p", "--size", 16, "--spacing", 1)
+    assert "1 x lesion wider than the patch" in done.out
+    assert "1 x series without a PatientID" in done.out
+    assert "new pseudonym key" in done.out
+
+
 def test_several_axial_patches_a_lesion_lie_inside_it(command, tmp_path):
     uid = scan(tmp_path / "in")
     (tmp_path / "list.csv").write_text(HEAD + lesion_row(uid))
@@ -256,7 +287,7 @@ def test_bad_input_is_one_line_with_exit_code_2(command, tmp_path):
         ((*prepare, "--lesions", "other.csv", "--out", "o"), "none of the 1 series"),
         ((*prepare, "--lesions", "broken.csv", "--out", "o"), "line 2"),
         ((*prepare, "--lesions", "columns.csv", "--out", "o"), "no column"),
-        ((*prepare, "--lesions", "ras.csv", "--out", "o"), "LPS"),
+        ((*prepare, "--lesions", "ras.csv", "--out", "o"), "--coordinates"),
         ((*prepare, "--lesions", "formula.csv", "--out", "o"), "class name"),
         ((*prepare, "--lesions", "short.csv", "--out", "o"), "short.csv: line 2"),
         ((*prepare, "--lesions", "long.csv", "--out", "o"), "long.csv"),

@@ -58,7 +58,7 @@ def stopped(command, monkeypatch):
         with monkeypatch.context() as broken:
             broken.setattr(data.cohort, "_write", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
             done = command("data", "prepare", "in", "--out", "p", "--processes", 1, *CUT)
-        assert (done.code, "2 series are cut and kept beside p" in done.err) == (2, True)
+        assert (done.code, "2 series are cut and kept in .p.parts" in done.err) == (2, True)
 
     return run
 

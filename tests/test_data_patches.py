@@ -329,5 +329,5 @@ def test_pseudonyms_need_the_key_and_the_key_is_private(tmp_path):
     assert a.patient("Jane") == again.patient("Jane") != other.patient("Jane")
     assert a.patient("x")[2:] != a.series("x")[2:]
     assert (tmp_path / "a.key").stat().st_mode & 0o077 == 0
-    with pytest.raises(ValueError, match="16"):
+    with pytest.raises(ValueError, match="64 hexadecimal"):
         Pseudonyms(b"short")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from data.commands.shared import counted
+
 DESCRIPTION = """Write one CT series as an int16 HU NIfTI file with its geometry.
 
 SRC is a folder or zip archive with one DICOM series, an enhanced multi-frame file, or a NIfTI or MetaImage file.
@@ -16,6 +18,7 @@ Files that are no CT slices are left out and told; --strict makes that an error.
 def add_arguments(parser) -> None:
     parser.add_argument("src", type=str, help="one series: folder, zip archive or file")
     parser.add_argument("dst", type=str, help="NIfTI file to write, .nii or .nii.gz")
+    parser.add_argument("--series", type=str | None, default=None, help="SeriesInstanceUID, or file name without suffix, of the one meant")
     parser.add_argument("--strict", action="store_true", help="leave nothing out: a file that is no CT slice is an error")
 
 
@@ -28,11 +31,13 @@ def run(options) -> None:
     if not options.dst.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{options.dst}: want a name that ends in .nii or .nii.gz")
     series, skipped = find_volumes([options.src])
+    if options.series is not None:
+        series = [one for one in series if one.uid == options.series]
+        if not series:
+            raise ValueError(f"{options.src}: no series {options.series} in it")
     if len(series) > 1:
-        named = ", ".join(str(one.files[0]) for one in series[:5])
-        raise ValueError(
-            f"{options.src}: holds {len(series)} series ({named}{', ...' if len(series) > 5 else ''}); name the folder or file of one"
-        )
+        named = ", ".join(f"{one.uid} ({counted(len(one.files), 'file')})" for one in series[:5])
+        raise ValueError(f"{options.src}: holds {len(series)} series; name one by --series: {named}{', ...' if len(series) > 5 else ''}")
     for what in skipped:
         print(f"skipped {what.file}: {what.reason}", file=sys.stderr)
     volume = read_volume(series[0])

@@ -39,7 +39,12 @@ def add_arguments(parser) -> None:
     parser.add_argument("--window", type=str, default="-1000,400", help="HU range shown to networks, low,high")
     parser.add_argument("--slices", type=int, default=1, help="axial patches a lesion, within the middle half of it")
     parser.add_argument("--background", type=int, default=1, help="lesion-free patches for each lesion; 0 for none")
-    parser.add_argument("--coordinates", type=str, default="lps", help="of a CSV: lps or ras in mm, or voxel (column, row, slice from 0)")
+    parser.add_argument(
+        "--coordinates",
+        type=str,
+        default="lps",
+        help="of a CSV: lps or ras in mm, or voxel: column, row, slice from 0, the lowest along the normal (mostly the feet), as in `convert`'s NIfTI",
+    )
     parser.add_argument("--class-from", type=str | None, default=None, help="column, or LIDC characteristic, that holds the class")
     parser.add_argument("--classes", type=str | None, default=None, help="names for its values, or for a mask's: 1=solid,2=cystic")
     parser.add_argument("--readers", type=int, default=3, help="LIDC: readers who must have marked a nodule")
@@ -77,7 +82,7 @@ def run(options) -> None:
             )  # fmt: skip
         except BaseException:
             if done := len(list(parts.glob("*.npz"))):
-                print(f"{done} series are cut and kept beside {options.out}; the same command goes on from there", file=sys.stderr)
+                print(f"{done} series are cut and kept in {parts.parent}; the same command goes on from there", file=sys.stderr)
             raise
         write_folder_preview(folder)
     print(

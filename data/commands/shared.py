@@ -36,6 +36,8 @@ def read_pseudonyms(key: str | None):
     from data.pseudonyms import Pseudonyms, default_key_file, read_or_make_key
 
     file = Path(key) if key else default_key_file()
+    if not file.exists():
+        print(f"new pseudonym key in {file}: keep it, the same patient has the same pseudonym only under it")
     try:
         return Pseudonyms(read_or_make_key(file))
     except ValueError as error:
@@ -45,7 +47,9 @@ def read_pseudonyms(key: str | None):
 def print_table(patches: Counter[tuple[str, str]]) -> None:
     labels = sorted({label for _, label in patches})
     for split in ("train", "validation", "test"):
-        counts = ", ".join(f"{patches[split, label]} {label}" for label in labels if patches[split, label])
+        counts = ", ".join(
+            f"{patches[split, label]} {'of class ' if label[0].isdigit() else ''}{label}" for label in labels if patches[split, label]
+        )
         print(f"  {split + ':':<12}{counts or 'none'}")
 
 
