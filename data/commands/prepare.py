@@ -91,7 +91,7 @@ def run(options) -> None:
     )
     print_table(outcome.patches)
     for what, count in outcome.notes.items():
-        print(f"  note: {count} x {what}")
+        print(f"  note: {what}" if what[0].isdigit() else f"  note: {count} x {what}")
     left_out: Counter[str] = Counter()
     for skip in outcome.skips:
         left_out[f"{skip.kind}: {skip.reason}"] += skip.count
