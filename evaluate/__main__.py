@@ -91,6 +91,8 @@ def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[C
     from evaluate.report import Compared
 
     lesions, notes = real.lesion_classes, []
+    if (real.path / "augmentation.csv").exists():
+        notes.append("Augmented copies in the real folder are left out: patches are compared as they were scanned.")
     training = _patches(real, "train", lesions)
     validation = _patches(real, "validation", lesions)
     held_out, source = _patches(real, "test", lesions), "test split"
@@ -161,9 +163,15 @@ def _check_comparable(real: PatchFolder, synthetic: PatchFolder) -> None:
 
 
 def _patches(folder: PatchFolder, split: str, classes: Sequence[str]) -> PatchSet:
+    """The patches as they were scanned: augmented copies are left out."""
+    import numpy as np
+
+    from data.quality import read_augmented
     from evaluate.cohort import PatchSet
 
     indices = folder.select(splits=[split], classes=classes)
+    copies = read_augmented(folder.path / "augmentation.csv")
+    indices = indices[~np.isin(folder.rows.names("id", indices), sorted(copies))] if copies else indices
     columns = (folder.rows.names(name, indices) for name in ("id", "label", "patient"))
     return PatchSet(folder.hu(indices), *columns)
 

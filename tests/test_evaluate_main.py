@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from data.patches import Patch, PatchSpec, PatchWriter
+from data.patches import Patch, PatchFolder, PatchSpec, PatchWriter
+from evaluate.__main__ import read_cohort
 
 WINDOW = (-1000.0, 400.0)
 
@@ -53,6 +54,15 @@ def test_a_report_from_two_folders(command, tmp_path):
     assert "frechet_inception_distance" not in report
     for text in (done.out.replace(str(tmp_path / "report"), ""), *[f.read_text() for f in (tmp_path / "report").iterdir()]):
         assert str(tmp_path) not in text
+
+
+def test_augmented_copies_are_no_real_patches(command, tmp_path):
+    write(tmp_path / "real", COHORT)
+    assert command("data", "augment", "real", "--out", "augmented", "--factor", 3).code == 0
+    found, notes = read_cohort(PatchFolder.open(tmp_path / "augmented"), PatchFolder.open(synthetic(tmp_path / "generated")), 0)
+    assert found.compared.training.patches == 20
+    np.testing.assert_array_equal(found.training.hu, read_cohort(PatchFolder.open("real"), PatchFolder.open("generated"), 0)[0].training.hu)
+    assert any("Augmented copies" in note for note in notes)
 
 
 def test_the_same_seed_gives_the_same_report(command, tmp_path):
