@@ -49,7 +49,7 @@ def main() -> None:
         found = {name: measure(name, folder, rounds=3 if options.quick else 5) for name, folder in folders.items()}
     if options.json:
         ratios = {
-            f"{name}_{what}_over_{peer}": round(times[peer]["warm"] / times[ours]["warm"], 3)
+            f"{name}_{what}_over_{'_'.join(peer.lower().replace('+', 'and').split())}": round(times[peer]["warm"] / times[ours]["warm"], 3)
             for name, times in found.items()
             for ours, what in (("lesiongan, volume", "read"), ("lesiongan, 16 patches", "cut"))
             for peer in times
