@@ -215,4 +215,5 @@ def _tell_files(skipped: Sequence[Skipped], warn: Callable[[str], None]) -> None
     for s in skipped:
         groups.setdefault((s.file.folder, s.reason), []).append(s)
     for (folder, reason), group in groups.items():
-        warn(f"skipped {group[0].file if len(group) == 1 else f'{len(group)} files in {folder}'}: {reason}")
+        names = ", ".join(s.file.name for s in group[:3]) + (", ..." if len(group) > 3 else "")
+        warn(f"skipped {group[0].file if len(group) == 1 else f'{len(group)} files in {folder} ({names})'}: {reason}")
