@@ -13,8 +13,8 @@ from dataclasses import astuple, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from data.cutting import METAIMAGE, NIFTI, CutConfig, Cutting
-from data.dicom import Found, Series, Skipped, find_series, look_at_all
+from data.cutting import CutConfig, Cutting
+from data.dicom import Series, Skipped, find_series, look_at_all
 from data.lesions import BACKGROUND, LesionList
 from data.nifti import stem
 from data.parallel import map_processes
@@ -22,7 +22,7 @@ from data.parts import Job, died, part_name, read_part, run_job
 from data.patch_table import SERIES_COLUMNS, SKIPPED_COLUMNS
 from data.patches import Patch, PatchSpec, PatchWriter, split_by_patient
 from data.pseudonyms import Pseudonyms
-from data.sources import Source, Unreadable, find_sources
+from data.sources import METAIMAGE, NIFTI, Source, Unreadable, find_sources
 
 _BESIDE_SCANS = (".csv", ".json", ".txt", ".md", ".raw", ".zraw")
 _LOOK_AT_ONCE = 256
@@ -76,12 +76,9 @@ def find_volumes(
     single = [f for f in files if f.name.lower().endswith(NIFTI + METAIMAGE) and not f.name.startswith("._")]
     rest = [f for f in files if not f.name.lower().endswith(NIFTI + METAIMAGE + _BESIDE_SCANS) or f.name.startswith("._")]
     chunks = [rest[n : n + _LOOK_AT_ONCE] for n in range(0, len(rest), _LOOK_AT_ONCE)]
-
-    def look(_: Iterable[Source]) -> Iterator[Found | None]:
-        few = Workers(1) if len(chunks) <= 4 else workers  # starting processes costs more than looking at a few files
-        yield from chain.from_iterable(track(few.map(look_at_all, chunks), "looking at files, by 256", len(chunks)))
-
-    series, skipped = find_series(rest, look)
+    few = Workers(1) if len(chunks) <= 4 else workers  # starting processes costs more than looking at a few files
+    looked_at = track(few.map(look_at_all, chunks), "looking at files, by 256", len(chunks))
+    series, skipped = find_series(chain.from_iterable(looked_at))
     skipped += [Skipped(Source(Path(str(error.file))), error.reason) for error in damaged]
     series += [Series(stem(f), stem(f), (f,)) for f in single]
     named = Counter(one.uid for one in series)
@@ -180,11 +177,10 @@ def _write(out: Path, spec: PatchSpec, jobs: Sequence[Job], pseudonyms: Pseudony
             for one in cutting.cuts:
                 diameter = None if one.lesion.label == BACKGROUND else one.lesion.diameter_mm
                 writer.add(Patch(one.hu, patient, uid, one.lesion.label, diameter, one.lesion.center_mm, split, padded=one.padded))
-                outcome.patches[split, one.lesion.label] += 1
     writer.finish()
     with open(out / "skipped.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([SKIPPED_COLUMNS, *(astuple(skip) for skip in outcome.skips)])
-    outcome.patients, outcome.series = len(splits), len(jobs)
+    outcome.patches, outcome.patients, outcome.series = writer.patches, len(splits), len(jobs)
     outcome.notes = +outcome.notes
 
 

@@ -15,10 +15,9 @@ from data.lesions import BACKGROUND, Listed, ras_suspected
 from data.metaimage import read_metaimage
 from data.nifti import read_nifti
 from data.preprocess import Window, cut, lung_mask, outside_share
-from data.sources import Unreadable
+from data.sources import METAIMAGE, NIFTI, Unreadable
 from data.volume import Lesion, Volume
 
-NIFTI, METAIMAGE = (".nii", ".nii.gz"), (".mha", ".mhd")
 LUNG_GRID_MM = 4.0
 """How finely the lung is looked for: on phantoms the Dice coefficient is the same as at 1 mm."""
 MIRROR_HU = 150

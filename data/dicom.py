@@ -106,20 +106,17 @@ def look_at_all(files: Iterable[Source]) -> list[Found | None]:
     return [_look_at(file, read) for file, read in read_files(files, pixels=False)]
 
 
-def find_series(
-    files: Iterable[Source], look: Callable[[Iterable[Source]], Iterable[Found | None]] = look_at_all
-) -> tuple[list[Series], list[Skipped]]:
-    """Groups CT slices by SeriesInstanceUID; says of every other file why it is none.
+def find_series(files: Iterable[Found | None]) -> tuple[list[Series], list[Skipped]]:
+    """Groups CT slices by SeriesInstanceUID; says of every other file why it is none. files: as look_at_all found them.
 
     Only headers are read. Files that are not DICOM, other modalities, localizers, derived maps and colour screens are
     skipped; what claims to be a CT slice is kept, to be judged by read_series. A damaged file is skipped too, and spoils
     the series it names and those with slices in its folder: it may have been one of their slices.
-    look: look_at_all, perhaps by several processes.
     """
     slices: dict[str, list[Found]] = {}
     skipped = []
     suspects = _Suspects()
-    for found in look(files):
+    for found in files:
         if found is None:
             continue
         if found.reason:
@@ -189,9 +186,9 @@ def read_series(series: Series) -> Volume:
     for source, read in read_files(series.files, pixels=True):
         try:
             slices += slices_of(read())
+        except Unreadable:
+            raise
         except _ODD as error:
-            if isinstance(error, Unreadable):
-                raise
             raise Unreadable(source, _ODD_REASON, str(error)) from None
     first = slices[0]
     for one in slices[1:]:

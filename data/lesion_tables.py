@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
-from data.lesions import BACKGROUND, DEFAULT_CLASS, LUNA16_COLUMNS, MASK_SUFFIXES, LesionList, ListConfig, Listed, class_of
+from data.lesions import BACKGROUND, DEFAULT_CLASS, LUNA16_COLUMNS, LesionList, ListConfig, Listed, class_of
 from data.masks import MaskFile
 from data.nifti import stem
-from data.sources import Source, Unreadable
+from data.sources import METAIMAGE, NIFTI, Source, Unreadable
 from data.volume import Lesion, Volume
 
 SAME_AGAIN = "the same lesion as in an earlier row"
@@ -66,6 +66,10 @@ class _Columns:
 
 
 def read_table(path: Path, config: ListConfig) -> LesionList:
+    """A CSV of points or of masks, as read_lesions says; malformed rows are told in `problems`.
+
+    Raises Unreadable naming the line where it is no such CSV, or where no row is left.
+    """
     problems: list[tuple[int, str]] = []
     line = 0  # of the last whole row
     try:
@@ -196,7 +200,7 @@ class _Rows:
         if not named.name or named.anchor or ".." in named.parts:
             raise ValueError("the mask is missing, or not a path inside the list's folder")
         source = Source(self.folder / PurePosixPath(*named.parts))
-        if not named.name.lower().endswith(MASK_SUFFIXES):
+        if not named.name.lower().endswith(NIFTI + METAIMAGE):
             raise ValueError("the mask is neither NIfTI nor MetaImage")
         if not source.path.is_file():
             raise ValueError("the mask is not there")

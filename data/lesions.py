@@ -16,13 +16,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 from data.patches import check_label
-from data.sources import Source, Unreadable, find_sources
+from data.sources import METAIMAGE, NIFTI, Source, Unreadable, find_sources
 from data.volume import Lesion, Volume
 
 LUNA16_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 DEFAULT_CLASS = "lesion"
 BACKGROUND = "background"
-MASK_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd")
 LUNG_REACH_MM = 5.0
 """How far from the lung a lesion's centre may lie: at the pleura or the hilum, outside the air."""
 
@@ -97,7 +96,7 @@ def read_lesions(path: str | Path, config: ListConfig) -> LesionList:
     place = Path(path)
     sources = [source for source in find_sources([place]) if source == Source(place) or not source.name.startswith(".")]
     xml = [source for source in sources if source.name.lower().endswith(".xml")]
-    masks = [source for source in sources if source.name.lower().endswith(MASK_SUFFIXES)]
+    masks = [source for source in sources if source.name.lower().endswith(NIFTI + METAIMAGE)]
     if xml and masks:
         raise Unreadable(place, "holds both XML and masks; name the folder of the one that is the list")
     if xml:

@@ -16,7 +16,7 @@ import numpy as np
 from data.lesions import DEFAULT_CLASS, LesionList, ListConfig, Listed, class_of
 from data.metaimage import read_metaimage_values
 from data.nifti import read_nifti_values, stem
-from data.sources import Source, Unreadable
+from data.sources import METAIMAGE, Source, Unreadable
 from data.volume import Lesion, Volume, spacing_of
 
 SMALLEST_MM = 3.0
@@ -50,7 +50,7 @@ class MaskFile:
         Raises Unreadable unless the mask holds whole numbers from 0 on the scan's own grid, perhaps stored
         in another orientation, and no more than MOST_COMPONENTS components.
         """
-        read = read_metaimage_values if self.source.name.lower().endswith((".mha", ".mhd")) else read_nifti_values
+        read = read_metaimage_values if self.source.name.lower().endswith(METAIMAGE) else read_nifti_values
         values, affine = read(self.source)
         if not same_grid(values.shape, affine, volume):
             detail = f"shape {values.shape}, the scan's {volume.hu.shape}"

@@ -98,16 +98,15 @@ def measure(folder: PatchFolder, track: Track = lambda items, words, total: item
     """
     series = read_series(folder.path / "series.csv")
     skipped = read_skipped(folder.path / "skipped.csv")
-    copies = read_augmented(folder.path / "augmentation.csv")
-    rows = counted_rows(folder, copies)
+    rows = scanned_rows(folder)
     return Quality(
         rows, len(folder) - len(rows), value_counts(folder, rows, track), series, skipped, near_copies(folder, rows, track, seed)
     )
 
 
-def counted_rows(folder: PatchFolder, copies: set[str]) -> Rows:
-    """The folder's rows without these ids. Raises ValueError when nothing is left."""
-    table = folder.rows
+def scanned_rows(folder: PatchFolder) -> Rows:
+    """The folder's rows without augmented copies. Raises ValueError when nothing is left, or augmentation.csv is damaged."""
+    table, copies = folder.rows, read_augmented(folder.path / "augmentation.csv")
     ids = table.names("id")
     index = np.flatnonzero(~np.isin(ids, sorted(copies))) if copies else np.arange(len(ids))
     if not len(index):

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+NIFTI, METAIMAGE = (".nii", ".nii.gz"), (".mha", ".mhd")
+"""Suffixes of the formats that hold a scan or a mask in one file, in small letters."""
+
 DEFLATE_RATIO = 1032
 """The most that a deflate stream can grow by (zlib, "Technical details"): what claims more is not all there."""
 

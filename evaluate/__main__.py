@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING
 
 from data.command import command_parser, parse, run_command, stages
@@ -12,6 +13,7 @@ from evaluate.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from data.patches import PatchFolder
+    from data.quality import Rows
     from evaluate.cohort import Cohort, PatchSet
     from evaluate.features import Extractor
 
@@ -87,38 +89,41 @@ def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[C
     Held-out patients are the test split; with no lesion in it, the validation split.
     Raises ValueError if the folders cannot be compared or a set is empty.
     """
+    from data.quality import scanned_rows
     from evaluate.cohort import Cohort
     from evaluate.report import Compared
 
+    # patches as they were scanned: augmented copies are left out
+    real_set, synthetic_set = (partial(_patches, folder, scanned_rows(folder)) for folder in (real, synthetic))
     lesions, notes = real.lesion_classes, []
     if (real.path / "augmentation.csv").exists():
         notes.append("Augmented copies in the real folder are left out: patches are compared as they were scanned.")
-    training = _patches(real, "train", lesions)
-    validation = _patches(real, "validation", lesions)
-    held_out, source = _patches(real, "test", lesions), "test split"
+    training = real_set("train", lesions)
+    validation = real_set("validation", lesions)
+    held_out, source = real_set("test", lesions), "test split"
     held_out_split = "test"
     if not len(held_out) and len(validation):
         held_out, source, held_out_split = validation, "validation split, for want of a test split", "validation"
         notes.append("There is no lesion in the test split: the validation patients stand in for it, and no threshold comes from them.")
-        validation = _patches(real, "test", lesions)
+        validation = real_set("test", lesions)
     if not len(held_out):
         source = "none"
         notes.append(
             "The real folder has training patients only: no floor, no control for copies and no detector. Prepare more patients, or "
             "more of them held out."
         )
-    generated = _patches(synthetic, "synthetic", [c for c in synthetic.classes if c != real.background])
+    generated = synthetic_set("synthetic", [c for c in synthetic.classes if c != real.background])
     if not len(generated):
-        generated = _patches(synthetic, "train", [c for c in synthetic.classes if c != real.background])
+        generated = synthetic_set("train", [c for c in synthetic.classes if c != real.background])
     for name, one in (("training lesion", training), ("synthetic lesion", generated)):
         if len(one) < 2:
             raise ValueError(f"{len(one)} {name} patches, and 2 or more are needed; check the split and class columns of patches.csv")
     free = [real.background] if real.background is not None else []
     validation_split = "test" if held_out_split == "validation" else "validation"
     background = {
-        "training": _patches(real, "train", free),
-        "validation": _patches(real, validation_split, free),
-        "held_out": _patches(real, held_out_split, free),
+        "training": real_set("train", free),
+        "validation": real_set(validation_split, free),
+        "held_out": real_set(held_out_split, free),
     }
     compared = Compared(
         training=training.size,
@@ -162,18 +167,14 @@ def _check_comparable(real: PatchFolder, synthetic: PatchFolder) -> None:
             )
 
 
-def _patches(folder: PatchFolder, split: str, classes: Sequence[str]) -> PatchSet:
-    """The patches as they were scanned: augmented copies are left out."""
+def _patches(folder: PatchFolder, rows: Rows, split: str, classes: Sequence[str]) -> PatchSet:
+    """The patches of a folder in these rows, this split and these classes."""
     import numpy as np
 
-    from data.quality import read_augmented
     from evaluate.cohort import PatchSet
 
-    indices = folder.select(splits=[split], classes=classes)
-    copies = read_augmented(folder.path / "augmentation.csv")
-    indices = indices[~np.isin(folder.rows.names("id", indices), sorted(copies))] if copies else indices
-    columns = (folder.rows.names(name, indices) for name in ("id", "label", "patient"))
-    return PatchSet(folder.hu(indices), *columns)
+    chosen = np.flatnonzero((rows.split == split) & np.isin(rows.label, list(classes)))
+    return PatchSet(folder.hu(rows.index[chosen]), rows.id[chosen], rows.label[chosen], rows.patient[chosen])
 
 
 def _extractors(cohort: Cohort, config: EvaluateConfig) -> tuple[list[Extractor], tuple[str, ...]]:

@@ -12,7 +12,7 @@ from conftest import affine_of, dicom_series, noise_volume
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 import data.dicom_codecs
-from data.dicom import Series, find_series, read_series
+from data.dicom import Series, find_series, look_at_all, read_series
 from data.dicom_file import read_dicom
 from data.dicom_slices import slices_of
 from data.sources import Source, find_sources
@@ -20,7 +20,7 @@ from data.volume import AIR_HU, PADDING_HU
 
 
 def only_series(folder: Path) -> Series:
-    series, skipped = find_series(find_sources([folder]))
+    series, skipped = find_series(look_at_all(find_sources([folder])))
     assert len(series) == 1, skipped
     return series[0]
 
@@ -201,7 +201,7 @@ def test_flipped_bytes_never_crash(tmp_path, seed):
             content[place] = rng.integers(256)
         files[1].write_bytes(content)
         with contextlib.suppress(ValueError):  # anything else fails the test
-            series, _ = find_series(map(Source, files))
+            series, _ = find_series(look_at_all(map(Source, files)))
             read_series(series[0])
 
 
@@ -226,7 +226,7 @@ def test_other_files_are_skipped_with_a_reason(tmp_path):
     files[2].write_bytes(b"")
     files[3].write_bytes(files[3].read_bytes()[:200])
     (tmp_path / "Thumbs.db").write_bytes(b"\x00" * 500)
-    series, skipped = find_series(find_sources([tmp_path]))
+    series, skipped = find_series(look_at_all(find_sources([tmp_path])))
     reasons = {s.file.name: s.reason for s in skipped}
     assert len(series[0].files) == 2
     assert "Modality" in reasons[files[0].name]
@@ -269,7 +269,7 @@ def test_real_series_equals_simpleitk(real_data):
 def test_real_odd_files_are_slices_or_skipped_as_listed(real_data):
     import csv
 
-    series, skipped = find_series(find_sources([real_data / "dicom-edge"]))
+    series, skipped = find_series(look_at_all(find_sources([real_data / "dicom-edge"])))
     kept = {f.name for s in series for f in s.files}
     reasons = {s.file.name: s.reason for s in skipped}
     rows = list(csv.DictReader((real_data / "dicom-edge" / "expected.csv").read_text().splitlines()))

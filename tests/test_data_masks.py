@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import affine_of, dicom_series
 
-from data.dicom import find_series, read_series
+from data.dicom import find_series, look_at_all, read_series
 from data.lesions import ListConfig, read_lesions
 from data.nifti import read_nifti, write_nifti
 from data.sources import Source, find_sources
@@ -241,7 +241,7 @@ def segmented(tmp_path_factory):
         )  # fmt: skip
         (folder / kind.value).mkdir()
         image.save_as(folder / kind.value / "seg.dcm")
-    series, _ = find_series(find_sources([folder / "ct"]))
+    series, _ = find_series(look_at_all(find_sources([folder / "ct"])))
     return folder, read_series(series[0])
 
 

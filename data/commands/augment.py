@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data.augment import AugmentConfig
 from data.command import progress
-from data.commands.shared import print_table
+from data.commands.shared import print_table, read_range
 
 DESCRIPTION = """Add changed copies of the training patches to a patch folder's.
 
@@ -22,6 +22,7 @@ DEFAULTS = AugmentConfig()
 
 
 def add_arguments(parser) -> None:
+    """Its arguments and options."""
     parser.add_argument("patches", type=str, help="patch folder")
     parser.add_argument("--out", type=str, required=True, help="patch folder to make")
     parser.add_argument("--factor", type=int, default=3, help="each training patch once as it was, the other times changed")
@@ -41,6 +42,7 @@ def add_arguments(parser) -> None:
 
 
 def run(options) -> None:
+    """Copies a patch folder, adds changed copies, and prints what was added. Raises ValueError or OSError for what a user can mend."""
     from data.augment_folder import augment_folder
     from data.files import new_folder
     from data.patches import PatchFolder
@@ -48,7 +50,7 @@ def run(options) -> None:
     if options.seed < 0 or options.processes < 0:
         raise ValueError("want --seed >= 0 and --processes >= 0")
     config = AugmentConfig(
-        flip=not options.no_flip, turn=not options.no_turn, rotate_deg=options.rotate_deg, zoom=_read_zoom(options.zoom), crop=options.crop,
+        flip=not options.no_flip, turn=not options.no_turn, rotate_deg=options.rotate_deg, zoom=read_range("zoom", options.zoom, ", such as 0.95,1.05"), crop=options.crop,
         noise_hu=options.noise_hu, blur_mm=options.blur_mm, sharpen=options.sharpen,
         hu_shift=options.hu_shift, hu_scale=options.hu_scale,
     )  # fmt: skip
@@ -64,11 +66,3 @@ def run(options) -> None:
     print(f"{options.out}: {len(source)} patches as they were and {changed} changed copies; look at {options.out}/augmentation.png")
     print_table(patches)
     print(f"next: python train.py --data {options.out} --out run")
-
-
-def _read_zoom(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"zoom {text!r}: want low,high, such as 0.95,1.05") from None
-    return low, high

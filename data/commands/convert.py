@@ -16,6 +16,7 @@ Files that are no CT slices are left out and told; --strict makes that an error.
 
 
 def add_arguments(parser) -> None:
+    """Its arguments and options."""
     parser.add_argument("src", type=str, help="one series: folder, zip archive or file")
     parser.add_argument("dst", type=str, help="NIfTI file to write, .nii or .nii.gz")
     parser.add_argument("--series", type=str | None, default=None, help="SeriesInstanceUID, or file name without suffix, of the one meant")
@@ -23,6 +24,7 @@ def add_arguments(parser) -> None:
 
 
 def run(options) -> None:
+    """Writes the series and prints its size, spacing and HU range. Raises ValueError or OSError for what a user can mend."""
     from data.cohort import find_volumes
     from data.cutting import read_volume
     from data.files import new_file

@@ -14,6 +14,7 @@ The images say that they are synthetic. Same seed, same bytes; patient n does no
 
 
 def add_arguments(parser) -> None:
+    """Its arguments and options."""
     parser.add_argument("--out", type=str, required=True, help="folder to make")
     parser.add_argument("--patients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -24,6 +25,7 @@ def add_arguments(parser) -> None:
 
 
 def run(options) -> None:
+    """Writes the cohort and prints where it is. Raises ValueError or OSError for what a user can mend."""
     from data.files import new_folder
     from data.phantom import write_cohort
 

@@ -19,6 +19,7 @@ with one folder of PNG or JPEG files a class.
 
 
 def add_arguments(parser) -> None:
+    """Its arguments and options."""
     parser.add_argument("src", type=str, help="npz file, or folder of class folders")
     patch_arguments(parser, size=0)
     parser.add_argument("--window", type=str | None, default=None, help="HU of black and white, low,high")
@@ -29,6 +30,7 @@ def add_arguments(parser) -> None:
 
 
 def run(options) -> None:
+    """Makes the patch folder and prints what is in it. Raises ValueError or OSError for what a user can mend."""
     from data.export import write_folder_preview
     from data.files import new_folder
     from data.pictures import ImportConfig, import_pictures

@@ -31,6 +31,7 @@ the same command goes on where it was. Any number of --processes gives the same 
 
 
 def add_arguments(parser) -> None:
+    """Its arguments and options."""
     parser.add_argument("src", type=str, nargs="+", help="folders, files or zip archives with CT series")
     parser.add_argument("--lesions", type=str, required=True, help="lesion list: CSV, XML, masks, DICOM-SEG (see above)")
     patch_arguments(parser, size=64)
@@ -54,19 +55,18 @@ def add_arguments(parser) -> None:
 
 
 def run(options) -> None:
+    """Makes the patch folder and prints what was cut, what was left out and why. Raises ValueError or OSError for what a user can mend."""
     from data.cohort import Workers, prepare
     from data.cutting import CutConfig
     from data.export import write_folder_preview
     from data.files import resumable_folder
     from data.lesions import ListConfig, read_lesions
 
-    for name, least in (("size", 8), ("slices", 1), ("background", 0), ("readers", 1), ("processes", 0)):
+    for name, least in (("size", 8), ("slices", 1), ("background", 0), ("processes", 0)):
         if options[name] < least:
             raise ValueError(f"--{name} {options[name]}: want {least} or more")
     if options.dims not in (2, 3) or not 0 < options.spacing < 100:
         raise ValueError(f"--dims {options.dims} --spacing {options.spacing:g}: want 2 or 3 dimensions, and a spacing above 0 mm")
-    if options.coordinates not in ("lps", "ras", "voxel"):
-        raise ValueError(f"--coordinates {options.coordinates}: want lps, ras or voxel")
     config = CutConfig(
         shape=(options.size,) * options.dims, spacing_mm=options.spacing, window=read_window(options.window), slices=options.slices,
         background=options.background, seed=options.seed, validation=options.validation, test=options.test,
@@ -103,11 +103,8 @@ def run(options) -> None:
 
 
 def _classes(text: str | None) -> tuple[tuple[str, str], ...]:
-    from data.patches import check_label
-
     pairs = [part.partition("=") for part in text.split(",")] if text else []
-    for value, sign, name in pairs:
+    for value, sign, _ in pairs:
         if not sign or not value.strip():
             raise ValueError(f"--classes {text}: want value=name pairs with commas, such as 1=solid,2=cystic")
-        check_label(name.strip())
     return tuple((value.strip(), name.strip()) for value, _, name in pairs)

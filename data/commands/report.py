@@ -13,6 +13,7 @@ The page needs no network and shows patches of real patients: keep it where thei
 
 
 def add_arguments(parser) -> None:
+    """Its arguments and options."""
     parser.add_argument("patches", type=str, help="patch folder, as `prepare` or `import` makes it")
     parser.add_argument(
         "--out", type=str | None, default=None, help="HTML file; default quality.html in the folder. A page of this kind is replaced"
@@ -20,6 +21,7 @@ def add_arguments(parser) -> None:
 
 
 def run(options) -> None:
+    """Writes the page and prints its warnings and facts. Raises ValueError or OSError for what a user can mend."""
     from pathlib import Path
 
     from data.files import whole_file

@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 def patch_arguments(parser, size: int) -> None:
+    """The options of every command that makes patches; size: the default of --size, 0 to keep that of pictures."""
     parser.add_argument("--out", type=str, required=True, help="patch folder to make")
     parser.add_argument(
         "--size", type=int, default=size, help="pixels along a side of a patch" + ("" if size else "; 0 keeps the pictures'")
@@ -22,17 +23,24 @@ def patch_arguments(parser, size: int) -> None:
     )
 
 
-def read_window(text: str) -> tuple[float, float]:
-    from data.preprocess import check_window
-
+def read_range(what: str, text: str, example: str) -> tuple[float, float]:
+    """The two numbers of "low,high". Raises ValueError naming what it is and an example."""
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"window {text!r}: want low,high in HU, such as -1000,400") from None
-    return check_window((low, high))
+        raise ValueError(f"{what} {text!r}: want low,high{example}") from None
+    return low, high
+
+
+def read_window(text: str) -> tuple[float, float]:
+    """A HU window from "low,high". Raises ValueError when it is none."""
+    from data.preprocess import check_window
+
+    return check_window(read_range("window", text, " in HU, such as -1000,400"))
 
 
 def read_pseudonyms(key: str | None):
+    """The pseudonyms under the key in this file, by default the user's own. Raises ValueError naming a file that holds none."""
     from data.pseudonyms import Pseudonyms, default_key_file, read_or_make_key
 
     file = Path(key) if key else default_key_file()
@@ -45,6 +53,7 @@ def read_pseudonyms(key: str | None):
 
 
 def print_table(patches: Counter[tuple[str, str]]) -> None:
+    """Prints (split, class) -> patches, a line a split."""
     labels = sorted({label for _, label in patches})
     for split in ("train", "validation", "test"):
         counts = ", ".join(
