@@ -25,8 +25,7 @@ demo: $(VENV)/ready
 	@printf '%064d' 0 > $(DEMO)/pseudonym.key  # phantom patients need no secret
 	@test -d $(DEMO)/patches || $(PY) -m data prepare $(DEMO)/phantom --lesions $(DEMO)/phantom/annotations.csv \
 	    --out $(DEMO)/patches --size 32 --spacing 1.25 --slices 3 --key $(DEMO)/pseudonym.key
-	@$(PY) train.py --data $(DEMO)/patches --out $(DEMO)/run --training.steps 1500 --training.n_critic 2 \
-	    --training.penalty_fraction 0.25 --training.learning_rate 5e-4
+	@$(PY) train.py --data $(DEMO)/patches --out $(DEMO)/run --training.steps 2500
 	@test -d $(DEMO)/synthetic || $(PY) sample.py --run $(DEMO)/run --out $(DEMO)/synthetic --seeds 0-255 --format png,nifti,dicom
 	@test -d $(DEMO)/report || $(PY) -m evaluate $(DEMO)/patches $(DEMO)/synthetic --out $(DEMO)/report
 	@echo

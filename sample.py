@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ Sample k depends on the model and seed k only, so a seed can be drawn again at a
 
   python sample.py --run run --out synthetic --seeds 0-255 --format png,nifti,dicom
   python sample.py --run run --out three --seeds 7,19,42 --format dicom
+  python sample.py --run run --out rare --class ground-glass --diameter 6-12 --seeds 0-99     of a model that can be asked
 
 In the output: a patch folder (dataset.json, patches.csv, shards) that `python -m evaluate` reads, preview.png,
 sampling.json (model hash and settings), and a folder for each format:
@@ -33,7 +35,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="folder to make")
     parser.add_argument("--seeds", type=str, default="0-255", help="such as 0-255 or 7,19,100-120")
     parser.add_argument("--format", type=str, default="png", help="png, nifti, dicom, with commas, or none")
-    parser.add_argument("--step", type=int | None, default=None, help="checkpoint to use; default the newest")
+    parser.add_argument(
+        "--class", type=str, default="natural", help="class to draw; natural: as often as in training, balanced: equally often"
+    )
+    parser.add_argument("--diameter", type=str, default="natural", help="mm, such as 8 or 6-12; natural: as in training")
+    parser.add_argument(
+        "--step",
+        type=int | Literal["best", "newest"],
+        default="best",
+        help="checkpoint to use; best: nearest to validation patients, or the newest where none was compared",
+    )
     parser.add_argument("--average", type=bool, default=True, help="false: the last weights, not their moving average")
     parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="where to compute")
     options = parser.parse_args(list(arguments))
@@ -46,11 +57,12 @@ def main(arguments: Sequence[str]) -> None:
     seeds = _seeds(options.seeds)
     formats = _formats(options.format)
     model = load_model(
-        Path(options.run), options.step, average=options.average, device=options.device,
+        Path(options.run), _step(Path(options.run), options.step), average=options.average, device=options.device,
         warn=lambda line: print(f"warning: {line}", file=sys.stderr),
     )  # fmt: skip
-    spec = _spec(options.run, model.trained_on)
-    label = spec.classes[0]
+    spec = _spec(options.run, model.trained_on, bool(model.conditions.classes))
+    labels, diameters = _asked_for(model, seeds, options["class"], options.diameter, spec.classes)
+    condition = model.conditions.encode(labels, diameters) if model.conditions.size else None
     if "dicom" in formats and spec.unit != "HU":
         raise ValueError("dicom needs HU, and this model was trained on gray levels; import its pictures with --window")
     if {"dicom", "nifti"} & set(formats) and spec.spacing_mm is None:
@@ -58,14 +70,14 @@ def main(arguments: Sequence[str]) -> None:
     if "png" in formats and len(spec.shape) == 3:
         raise ValueError("png holds 2-D patches only, and this model draws 3-D ones; use --format nifti,dicom")
     manifest = {
-        "model_sha256": model.model_hash, "step": model.step, "average": options.average, "seeds": options.seeds, "samples": len(seeds), "trained_on_sha256": model.trained_on.get("content_sha256"),
+        "model_sha256": model.model_hash, "step": model.step, "average": options.average, "seeds": options.seeds, "samples": len(seeds), "class": options["class"], "diameter": options.diameter, "trained_on_sha256": model.trained_on.get("content_sha256"),
         "png_level": f"HU + {PNG_OFFSET}", "privacy": "no guarantee: trained without differential privacy", "version": _version(),
     }  # fmt: skip
     with new_folder(options.out) as folder:
         writer = PatchWriter(folder, spec)
         for name in formats:
             (folder / name).mkdir()
-        _write_all(folder, writer, formats, model, seeds, sample(model, seeds), label)
+        _write_all(folder, writer, formats, model, seeds, sample(model, seeds, condition), labels, diameters)
         writer.finish()
         write_folder_preview(folder)
         (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -73,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"next: python -m evaluate REAL_PATCHES {options.out} --out report")
 
 
-def _spec(run, trained_on):
+def _spec(run, trained_on, classes_known):
     """What the synthetic patches share, from what the model was trained on. Raises ValueError when that is incomplete."""
     from data.patches import PatchSpec
 
@@ -81,13 +93,50 @@ def _spec(run, trained_on):
         classes, spacing, window = trained_on["classes"], trained_on["spacing_mm"], trained_on["window"]
         return PatchSpec(
             shape=tuple(trained_on["shape"]), spacing_mm=None if spacing is None else tuple(spacing), window=(window[0], window[1]),
-            classes=(classes[0] if len(classes) == 1 else "lesion",), unit=trained_on["unit"], origin="synthetic",
+            classes=tuple(classes) if classes_known or len(classes) == 1 else ("lesion",), unit=trained_on["unit"], origin="synthetic",
         )  # fmt: skip
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{run}: its checkpoint does not say what it was trained on ({error!r}); it is damaged or foreign") from None
 
 
-def _write_all(folder, writer, formats, model, seeds, batches, label) -> None:
+def _step(run, wanted):
+    """The step to load: the best where one was found, else the newest."""
+    from gan.checkpoint import load_checkpoint
+
+    if wanted == "newest" or (wanted == "best" and load_checkpoint(run).best is None):
+        return None
+    return wanted
+
+
+def _asked_for(model, seeds, wanted: str, diameter: str, classes):
+    """(labels, diameters in mm): what each seed is drawn for; NaN where the diameter does not matter.
+
+    Raises ValueError for what the model cannot be asked for.
+    """
+    import numpy as np
+
+    known, counts = model.conditions.classes, model.trained_on.get("class_counts", {})
+    if wanted not in ("natural", "balanced", *known):
+        raise ValueError(f"--class {wanted}: this model can be asked for {', '.join(known) or 'no class'}")
+    if wanted in known or not known:
+        labels = [wanted if known else classes[0]] * len(seeds)
+    else:
+        chances = np.array([counts.get(name, 0) if wanted == "natural" else 1 for name in known], float)
+        labels = [known[int(np.random.default_rng([seed, 1]).choice(len(known), p=chances / chances.sum()))] for seed in seeds]
+    ends = re.fullmatch(r"(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?", diameter)
+    if diameter != "natural" and not (model.conditions.diameter and ends and float(ends[1]) <= float(ends[2] or ends[1])):
+        cannot = "" if model.conditions.diameter else "; this model cannot be asked for a diameter"
+        raise ValueError(f"--diameter {diameter}: want mm, such as 8 or 6-12{cannot}")
+    if not model.conditions.diameter:
+        return labels, np.full(len(seeds), np.nan)
+    between = model.trained_on.get("diameter_deciles_mm") or [5.0, 20.0]
+    if ends:
+        between = [float(ends[1]), float(ends[2] or ends[1])]
+    places = [np.random.default_rng([seed, 2]).random() for seed in seeds]
+    return labels, np.interp(places, np.linspace(0, 1, len(between)), between)
+
+
+def _write_all(folder, writer, formats, model, seeds, batches, labels, diameters) -> None:
     """Writes every sample, in its shard and in every format."""
     from data.dicom_writing import Subject
     from data.export import write_patch_dicom, write_patch_nifti, write_png16
@@ -97,10 +146,10 @@ def _write_all(folder, writer, formats, model, seeds, batches, label) -> None:
     spec = writer.spec
     spacing = spec.spacing_mm or (1.0,) * len(spec.shape)
     drawn = (hu for batch in batches for hu in from_unit(batch[:, 0], spec.window))
-    for seed, hu in zip(seeds, progress(drawn, "samples", len(seeds)), strict=True):
+    for seed, label, mm, hu in zip(seeds, labels, diameters, progress(drawn, "samples", len(seeds)), strict=True):
         name = f"seed-{seed:08d}"
         patient = f"synthetic-{seed:08d}"
-        writer.add(Patch(hu, patient, name, label, split="synthetic", id=name))
+        writer.add(Patch(hu, patient, name, label, None if math.isnan(mm) else float(mm), split="synthetic", id=name))
         if "png" in formats:
             write_png16(hu, folder / "png" / f"{name}.png")
         if "nifti" in formats:

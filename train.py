@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-import json
+import math
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from argparse import SUPPRESS
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.command import command_parser, parse, run_command
-from gan.config import NetworkConfig, TrainingConfig
+from gan.config import PRESETS, NetworkConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jsonargparse import ArgumentParser
+
+    from data.patches import PatchFolder
+    from gan.conditions import Conditions
+    from gan.trainer import Trainer, TrainingSet
+    from gan.training import Hooks, Validation
 
 STOPPED = 75
 """Exit code after Ctrl-C or SIGTERM: the step was finished and saved; the same command resumes (sysexits: EX_TEMPFAIL)."""
 
 DEMO = Path("demo")
-MAY_CHANGE = {"steps", "log_every", "samples_every", "checkpoint_every", "device"}
-"""Settings that may differ when a run resumes: they do not change what a step computes."""
 
 DESCRIPTION = """Train a WGAN-GP on the lesions of a patch folder (training patients only).
 A step is one generator update. Running the same command again resumes the run, with the same result
 as if it had never stopped. Without --data, a procedural demo cohort is made and trained on.
 
-  python train.py --data patches --out run --training.steps 5000
-  python train.py --data patches --out run --training.n_critic 2 --training.penalty_fraction 0.25 \\
-                  --training.learning_rate 5e-4          faster on few cores
-  python train.py --config run/config.yaml --data patches --out run2     the settings of another run
+  python train.py --data patches --out run --dry-run            what it would take
+  python train.py --data patches --out run                      train, or resume
+  python train.py --data patches --out run2 --preset paper      with the settings of Gulrajani et al. 2017
+  python train.py --config run/config.yaml --data patches --out run3            the settings of another run
+  python train.py --data rare --out rare-run --init-from run --training.frozen_layers 1     few cases: from another run's weights
+  python train.py --data patches --out run --training.devices 2                 two processes, or GPUs, on this machine
+  torchrun --nproc-per-node 2 train.py --data patches --out run                 the same, started by torchrun
 
-In the run folder: config.yaml, metrics.jsonl, samples/*.png (the same latents at every step),
+With several classes the model learns which is which (--networks.condition), and sample.py can be asked for one;
+--training.balance 1 shows rare classes as often as others.
+
+In the run folder: config.yaml, metrics.jsonl, curves.png, samples/*.png (the same latents at every step),
 checkpoints/ (tensors and readable JSON) and model_card.md. Next: python sample.py --run run --help
 
 Exit codes: 0 all steps done, 2 bad input, 75 stopped by Ctrl-C or SIGTERM and saved."""
@@ -40,55 +56,92 @@ def main(arguments: Sequence[str]) -> int:
     stop = _StopOnSignal()
     parser = command_parser("python train.py", DESCRIPTION)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    parser.add_argument(
+        "--preset", type=Literal["default", "paper"], default="default", help="training settings to start from; others given go before them"
+    )
     parser.add_argument("--data", type=str | None, default=None, help="patch folder; without it the demo cohort")
     parser.add_argument("--out", type=str, default="run", help="run folder, new or to resume")
+    parser.add_argument("--init-from", type=str | None, default=None, help="run folder whose weights to start from, as far as they fit")
+    parser.add_argument(
+        "--encoder", type=str | None, default=None, help="ResNet weights whose features samples are to match (.safetensors or .pth)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be trained, and how long it would take")
     parser.add_class_arguments(TrainingConfig, "training")
     parser.add_class_arguments(NetworkConfig, "networks")
     parser.add_argument(
         "--wandb", type=Literal["off", "offline", "online"], default="off", help="online is the only one that uses the network"
     )
+    for name in ("encoder_sha256", "init_from"):  # a run's config.yaml has them; --encoder and --init-from are what counts
+        parser.add_argument(f"--start.{name}", type=str | None, default=None, help=SUPPRESS)
+    preset = _preset(arguments)
+    _start_from_preset(parser, preset)
     options = parse(parser, arguments)
+    if options.preset != preset:  # it stands in a configuration file
+        _start_from_preset(parser, options.preset)
+        options = parse(parser, arguments)
 
-    from data.patches import PatchFolder, WindowedPatches
-    from gan.networks import device_of, halvings
-    from gan.tracker import Tracker
+    from data.patches import PatchFolder
+    from gan.checkpoint import load_checkpoint, locked
+    from gan.networks import device_of, strides
+    from gan.run_folder import open_run, refuse_foreign, write_model_card
+    from gan.trainer import Trainer
     from gan.training import train
+    from gan.transfer import start_from
 
     data = Path(options.data) if options.data else _demo_patches()
     folder = PatchFolder.open(data)
-    halvings(folder.shape)
+    strides(folder.shape)
     device_of(options.training.device)
     folder.verify()
-    indices = folder.select(splits=["train"], classes=folder.lesion_classes)
-    if len(indices) == 0:
+    conditions = _conditions(folder, options.networks.condition)
+    training_set = _patches(folder, "train", conditions, options.training.balance)
+    held_out = _patches(folder, "validation", conditions)
+    if len(training_set.patches) == 0:
         raise ValueError(f"{data}: no lesion patch of a training patient in it")
-    patients = len(set(folder.rows.names("patient", indices).tolist()))
-    trained_on = {
-        "shape": list(folder.shape), "spacing_mm": folder.spacing_mm and list(folder.spacing_mm), "window": list(folder.window),
-        "unit": folder.unit, "classes": list(folder.lesion_classes), "patches": len(indices), "patients": patients,
-        "content_sha256": folder.content_hash,
-    }  # fmt: skip
-    run = Path(options.out)
-    config = {"networks": asdict(options.networks), "training": asdict(options.training)}
-    _open_run(run, config, trained_on)
-    steps = options.training.steps
-    print(
-        f"{len(indices)} lesion patches of {patients} training patients, {' x '.join(map(str, folder.shape))}; run folder {run}", flush=True
-    )
+    trained_on = _trained_on(folder, training_set)
+    run, steps = Path(options.out), options.training.steps
+    config: dict[str, Any] = {"networks": asdict(options.networks), "training": asdict(options.training)}
+    encoder = None
+    if options.encoder:
+        from gan.encoder import load_encoder
 
-    reached = train(
-        WindowedPatches(folder, indices), folder.shape, options.networks, options.training, run, trained_on,
-        tracker=lambda step: Tracker(run, step, {**config, "trained_on": trained_on}, options.wandb),
-        on_samples=lambda step, x: _write_grid(run, step, x, folder.window),
-        on_log=lambda step, metrics: print(_progress(step, steps, metrics), flush=True),
-        should_stop=lambda: stop.asked,
-        warn=lambda line: print(f"warning: {line}", file=sys.stderr),
-    )  # fmt: skip
-    if reached < steps:
-        print(f"stopped at step {reached} of {steps}, saved; the same command resumes")
-        return STOPPED
-    _write_model_card(run, options, trained_on)
-    print(f"all {reached} steps done; samples in {run / 'samples'}")
+        encoder = load_encoder(Path(options.encoder), len(folder.shape))
+    config["start"] = {"encoder_sha256": encoder and encoder.sha256, "init_from": None}
+    if options.init_from:
+        start = load_checkpoint(Path(options.init_from), "best" if load_checkpoint(Path(options.init_from)).best else None)
+        config["start"]["init_from"] = start.model_hash
+
+    def say(line: str) -> None:
+        if trainer.processes.first:
+            print(line, flush=True)
+
+    trainer = Trainer(folder.shape, options.networks, options.training, conditions.size, encoder=encoder)
+    say(_what(training_set, folder, held_out, conditions))
+    if options.init_from:
+        say(f"{options.init_from}: {start_from(trainer, conditions, start)}")
+    if options.dry_run:
+        _dry_run(trainer, training_set, say)
+        return 0
+    refuse_foreign(run)
+    with locked(run) if trainer.processes.first else nullcontext():
+        if trainer.processes.first:
+            open_run(run, config, trained_on)
+        validate = _validation(folder, training_set, held_out) if trainer.processes.first else None
+        hooks = _hooks(run, options, folder, validate, {**config, "trained_on": trained_on}, stop)
+        say(f"run folder {run}")
+        reached = train(trainer, training_set, held_out, conditions, options.networks, run, trained_on, hooks)
+        trainer.processes.close()
+        if not trainer.processes.first:
+            return 0
+        if reached < steps:
+            print(f"stopped at step {reached} of {steps}, saved; the same command resumes")
+            return STOPPED
+        asked_for = ", ".join([*conditions.classes, *["a diameter in mm"] * conditions.diameter])
+        write_model_card(run, options.training, trained_on, asked_for, _advice(run))
+    best = load_checkpoint(run).best
+    print(f"all {reached} steps done; samples in {run / 'samples'}, learning curves in {run / 'curves.png'}")
+    if best:
+        print(f"nearest to validation patients: step {best['step']} ({best['measure']} {best['distance']:.2f}); sample.py takes it")
     formats = "png,nifti,dicom" if len(folder.shape) == 2 else "nifti,dicom"
     print(f"next: python sample.py --run {run} --out synthetic --seeds 0-255 --format {formats}")
     return 0
@@ -108,6 +161,16 @@ class _StopOnSignal:
         print("stopping after this step ...", flush=True)
 
 
+def _preset(arguments: Sequence[str]) -> str:
+    """The value of --preset, wherever it stands: it decides the defaults that the parser starts from."""
+    joined = [f"{a}={b}" if a == "--preset" else a for a, b in zip(arguments, [*arguments[1:], ""], strict=True)]
+    return next((a.partition("=")[2] for a in joined if a.startswith("--preset=")), "default")
+
+
+def _start_from_preset(parser: ArgumentParser, preset: str) -> None:
+    parser.set_defaults({f"training.{name}": value for name, value in PRESETS.get(preset, {}).items()})
+
+
 def _demo_patches() -> Path:
     """The demo cohort's patch folder, made on first use by the commands the README shows."""
     from data.__main__ import main as data_command
@@ -116,7 +179,7 @@ def _demo_patches() -> Path:
     if not phantom.exists():
         data_command(["phantom", "--out", str(phantom), "--patients", "32", "--lesions", "18", "--seed", "0"])
     if not patches.exists():
-        key.write_text("phantom patients need no secret\n")  # so the demo gives the same bytes to everybody
+        key.write_text("0" * 64)  # phantom patients need no secret, and the demo gives the same bytes to everybody
         data_command([
             "prepare", str(phantom), "--lesions", str(phantom / "annotations.csv"), "--out", str(patches),
             "--size", "32", "--spacing", "1.25", "--slices", "3", "--key", str(key),
@@ -124,74 +187,175 @@ def _demo_patches() -> Path:
     return patches
 
 
-def _open_run(run: Path, config: dict, trained_on: dict) -> None:
-    """Makes the run folder, or checks that what is there is this run. Raises ValueError naming what differs."""
-    import yaml
+def _conditions(folder: PatchFolder, wanted: str) -> Conditions:
+    """What samples can be asked for. Raises ValueError when the patch folder does not know it."""
+    from gan.conditions import Conditions
 
-    from gan.checkpoint import write_atomically
-
-    file = run / "config.yaml"
-    if not file.exists():
-        if run.is_dir() and any(run.iterdir()):
-            raise FileExistsError(f"{run}: exists and is not a run folder; choose another --out")
-        run.mkdir(parents=True, exist_ok=True)
-    else:
-        try:
-            before = yaml.safe_load(file.read_text(encoding="utf-8"))
-            data_before = json.loads((run / "trained_on.json").read_text(encoding="utf-8"))
-            settings_before = {(part, name): value for part in config for name, value in before[part].items()}
-        except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file}: not a run's configuration ({' '.join(str(error).split())})") from None
-        for part, values in json.loads(json.dumps(config)).items():
-            for name, value in values.items():
-                if name not in MAY_CHANGE and settings_before.get((part, name), value) != value:
-                    raise ValueError(
-                        f"{part}.{name} is {value}, but {run} was started with {settings_before[part, name]}; "
-                        "use the same settings to resume, or another --out"
-                    )
-        if data_before != trained_on:
-            raise ValueError(f"{run} was trained on other patches (their content hash differs); choose another --out")
-    write_atomically(run / "trained_on.json", (json.dumps(trained_on, indent=1) + "\n").encode())
-    write_atomically(file, yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False).encode())
+    classes, names = folder.lesion_classes, wanted.split("+")
+    if "class" in names and len(classes) < 2:
+        raise ValueError(f"networks.condition is {wanted}, and {folder.path} has one lesion class, {classes[0]}")
+    by_class = "class" in names or (wanted == "auto" and len(classes) > 1)
+    return Conditions(classes if by_class else (), "diameter" in names)
 
 
-def _write_grid(run: Path, step: int, x, window: tuple[float, float]) -> None:
+def _patches(folder: PatchFolder, split: str, conditions: Conditions, balance: float = 0.0) -> TrainingSet:
+    """The lesion patches of one split, with what the networks are told of each."""
+    import numpy as np
+
+    from data.patches import WindowedPatches
+    from gan.conditions import drawing_weights
+    from gan.trainer import TrainingSet
+
+    indices = folder.select(splits=[split], classes=folder.lesion_classes)
+    labels, patients = folder.rows.names("label", indices), folder.rows.names("patient", indices)
+    diameters = folder.rows.diameter_mm[indices]
+    if conditions.diameter and not np.isfinite(diameters).any() and len(indices):
+        raise ValueError(f"networks.condition asks for diameters, and no {split} patch of {folder.path} has one")
+    condition = conditions.encode(labels.tolist(), diameters) if conditions.size else None
+    names = folder.rows.names("id", indices)
+    return TrainingSet(
+        WindowedPatches(folder, indices), condition, drawing_weights(labels, balance) if len(indices) else None, patients,
+        lambda n: f"patch {names[n]} of patient {patients[n]} in {folder.path}",
+    )  # fmt: skip
+
+
+def _trained_on(folder: PatchFolder, data: TrainingSet) -> dict[str, Any]:
+    """What the patches were, never whose."""
+    import numpy as np
+
+    indices = data.patches.indices  # type: ignore[attr-defined]
+    labels, counts = np.unique(folder.rows.names("label", indices), return_counts=True)
+    diameters = folder.rows.diameter_mm[indices]
+    known = diameters[np.isfinite(diameters)]
+    tenths = np.percentile(known, range(10, 100, 10)) if len(known) >= 20 else []
+    return {
+        "shape": list(folder.shape), "spacing_mm": folder.spacing_mm and list(folder.spacing_mm), "window": list(folder.window),
+        "unit": folder.unit, "classes": list(folder.lesion_classes), "patches": len(indices),
+        "patients": len(set(np.asarray(data.patients).tolist())), "class_counts": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
+        "diameter_deciles_mm": [round(float(mm) * 2) / 2 for mm in tenths], "content_sha256": folder.content_hash,
+    }  # fmt: skip
+
+
+def _what(data: TrainingSet, folder: PatchFolder, held_out: TrainingSet, conditions: Conditions) -> str:
+    asked = f"; learns {', '.join([*conditions.classes, *['diameter'] * conditions.diameter])}" if conditions.size else ""
+    return (
+        f"{len(data.patches)} lesion patches of {len(set(data.patients))} training patients, {' x '.join(map(str, folder.shape))}, "  # type: ignore[arg-type]
+        f"and {len(held_out.patches)} of {len(set(held_out.patients))} validation patients to compare with{asked}"  # type: ignore[arg-type]
+    )
+
+
+def _hooks(
+    run: Path, options: Any, folder: PatchFolder, validate: Callable[[np.ndarray, np.ndarray], Validation] | None, config: dict[str, Any],
+    stop: _StopOnSignal,
+) -> Hooks:  # fmt: skip
+    """What the loop tells us: grids, distances, curves and lines of progress."""
     from data.export import write_preview
     from data.preprocess import from_unit
+    from gan.tracker import Tracker
+    from gan.training import Hooks
 
-    (run / "samples").mkdir(exist_ok=True)
-    write_preview(from_unit(x[:, 0], window), window, run / "samples" / f"step-{step:08d}.png")
+    steps, said = options.training.steps, set[str]()
+
+    def show(step: int, x: np.ndarray, labels: list[str] | None) -> None:
+        (run / "samples").mkdir(exist_ok=True)
+        write_preview(from_unit(x[:, 0], folder.window), folder.window, run / "samples" / f"step-{step:08d}.png", folder.spacing_mm, labels)
+
+    def saved(step: int) -> None:
+        from gan.curves import write_curves
+
+        write_curves(run / "metrics.jsonl", run / "curves.png")
+        for line in _advice(run):
+            if line.split(":")[0] not in said:
+                said.add(line.split(":")[0])
+                print(f"warning: {line}", file=sys.stderr, flush=True)
+
+    return Hooks(
+        tracker=lambda step: Tracker(run, step, config, options.wandb),
+        samples=show,
+        log=lambda step, metrics: print(_progress(step, steps, metrics), flush=True),
+        validate=validate,
+        saved=saved,
+        should_stop=lambda: stop.asked,
+        warn=lambda line: print(f"warning: {line}", file=sys.stderr),
+    )
+
+
+def _validation(folder: PatchFolder, data: TrainingSet, held_out: TrainingSet):
+    """Measures samples against validation patients; None, said in one line, where there are too few."""
+    import numpy as np
+
+    from data.preprocess import from_unit
+    from evaluate.validation import ValidationDistances
+    from gan.training import Validation
+
+    training, validation = (one.patches.indices for one in (data, held_out))  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    scale = rng.choice(training, min(len(training), 1000), replace=False)
+    there = rng.choice(validation, min(len(validation), 1000), replace=False)
+    labels, patients = (folder.rows.names(name, there).tolist() for name in ("label", "patient"))
+    try:
+        distances = ValidationDistances(folder.hu(scale), folder.hu(there), labels, patients, folder.spacing_mm, folder.window, rng)
+    except ValueError as error:
+        print(f"no distances while training, and no best step: {error}")
+        return None
+    drawn_for = folder.rows.names("label", validation)
+
+    def validate(x: np.ndarray, positions: np.ndarray) -> Validation:
+        metrics = distances(from_unit(x[:, 0], folder.window), drawn_for[positions].tolist())
+        return Validation(metrics[f"validation/{distances.measure}"], distances.measure, metrics)
+
+    return validate
+
+
+def _advice(run: Path) -> list[str]:
+    from gan.advice import advice
+    from gan.history import read_history
+
+    return advice(read_history(run / "metrics.jsonl"))
 
 
 def _progress(step: int, steps: int, metrics: dict[str, float]) -> str:
     minutes, seconds = divmod(round(metrics["eta_s"]), 60)
+    held_out = f" (held out {metrics['wasserstein_held_out']:.3f})" if "wasserstein_held_out" in metrics else ""
+    distance = next((f"  {name} {value:.2f}" for name, value in metrics.items() if name.startswith("validation/")), "")
+    wasserstein, slope = (metrics.get(name, math.nan) for name in ("wasserstein", "slope_norm"))  # absent where not finite
     return (
-        f"step {step}/{steps}  Wasserstein {metrics['wasserstein']:.3f}  slope {metrics['slope_norm']:.2f}  "
-        f"{metrics['images_per_second']:.0f} images/s  {minutes} min {seconds:02d} s left"
+        f"step {step}/{steps}  Wasserstein {wasserstein:.3f}{held_out}  slope {slope:.2f}  "
+        f"{metrics['images_per_second']:.0f} images/s  {minutes} min {seconds:02d} s left{distance}"
     )
 
 
-def _write_model_card(run: Path, options, trained_on: dict) -> None:
-    """What a reader must know before using the model: data, training, what it is not."""
-    from gan.checkpoint import load_checkpoint, write_atomically
+def _dry_run(trainer: Trainer, data: TrainingSet, say) -> None:
+    """Does a few steps, keeps nothing, and says what the whole run would take."""
+    import resource
 
-    t = options.training
-    checkpoint = load_checkpoint(run)
-    low, high = trained_on["window"]
-    card = f"""# Model card
+    import torch
 
-A WGAN-GP (Gulrajani et al. 2017) that draws CT patches of lesions. Its images are synthetic.
+    from gan.training import in_memory
 
-- model: SHA-256 {checkpoint.model_hash}, step {checkpoint.step}
-- trained on: {trained_on["patches"]} patches of {trained_on["patients"]} patients, classes {", ".join(trained_on["classes"])};
-  {" x ".join(map(str, trained_on["shape"]))} pixels, spacing {trained_on["spacing_mm"] or "unknown"} mm, window {low:g} to {high:g} {trained_on["unit"]};
-  content SHA-256 {trained_on["content_sha256"]}
-- training: batch {t.batch}, {t.n_critic} critic steps an update, penalty weight {t.penalty_weight:g} on {t.penalty_fraction:g} of the pairs,
-  Adam {t.learning_rate:g} {tuple(t.betas)}, seed {t.seed}
-- privacy: **no guarantee**. The model was trained without differential privacy and may remember training patients.
-- use: research and training data for detectors, after an audit (`python -m evaluate`). Not for diagnosis.
-"""
-    write_atomically(run / "model_card.md", card.encode())
+    data, config = in_memory(data, trainer), trainer.config
+    for name, net in (("generator", trainer.generator), ("critic", trainer.critic)):
+        say(f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters")
+    trainer.update(data)
+    started, steps = time.perf_counter(), 0
+    while steps < 3 or (time.perf_counter() - started < 3 and steps < 50):
+        trainer.update(data)
+        steps += 1
+    seconds = (time.perf_counter() - started) / steps
+    if trainer.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    minutes = seconds * config.steps / 60
+    say(
+        f"on {trainer.processes.count} {trainer.device.type} process(es): {config.n_critic * config.batch / seconds:.0f} images/s, "
+        f"{seconds * 1000:.0f} ms a step, {memory:.0f} MiB of memory a process"
+    )
+    say(
+        f"{config.steps} steps would take {minutes:.0f} minutes"
+        if minutes >= 2
+        else f"{config.steps} steps would take {minutes * 60:.0f} seconds"
+    )
 
 
 if __name__ == "__main__":

@@ -82,6 +82,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())  # whole also after a power cut
         partial.replace(path)
+    except Exception as error:
+        raise _told_full(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
 

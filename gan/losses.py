@@ -1,6 +1,7 @@
 """The Wasserstein critic loss with gradient penalty, twice: by first-order passes, and as the textbook has it.
 
-Shapes: N pairs of patches, 1 channel, *S = (H, W) or (D, H, W). Patches are float32 in [-1, 1].
+Shapes: N pairs of patches, 1 channel, *S = (H, W) or (D, H, W), and conditions (N, K) that a pair shares.
+Patches are float32 in [-1, 1].
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gan.networks import Critic
+from gan.rows import Tape
 
 
 class CriticTerms(NamedTuple):
@@ -23,11 +25,22 @@ class CriticTerms(NamedTuple):
     slope_norm: Tensor
 
 
-def critic_loss(critic: Critic, real: Tensor, synthetic: Tensor, mix: Tensor, penalty_weight: float) -> tuple[Tensor, CriticTerms]:
-    """A scalar whose gradient in the critic's parameters is that of the WGAN-GP critic loss, exactly.
+def critic_gradients(
+    critic: Critic,
+    real: Tensor,
+    synthetic: Tensor,
+    mix: Tensor,
+    penalty_weight: float,
+    condition: Tensor | None = None,
+    *,
+    batch: int | None = None,
+    pairs: int | None = None,
+) -> tuple[dict[nn.Parameter, Tensor], CriticTerms]:
+    """The gradient of the WGAN-GP critic loss in every parameter of the critic that wants one, exactly.
 
     real, synthetic: (N, 1, *S). mix: (P, 1, *ones), uniform in [0, 1], P <= N: the first P pairs are penalised.
-    Gulrajani et al. 2017, Algorithm 1, with the penalty's mean over those P pairs.
+    Gulrajani et al. 2017, Algorithm 1, with the penalty's mean over those P pairs. batch and pairs: what the means divide by, N and P by
+    default; where these rows are one process's share of a batch, the whole batch's, so that gradients and terms are to be summed.
 
     The critic is piecewise linear. Near the interpolate x it is the affine map L_x + const, with slope
     g = L_x^T 1, and the pattern of slopes does not change with small changes of the parameters. So with
@@ -35,35 +48,42 @@ def critic_loss(critic: Critic, real: Tensor, synthetic: Tensor, mix: Tensor, pe
 
         grad lambda (|g| - 1)^2 = <v, grad g> = grad L_x(v),
 
-    one more row through the linear part of the critic; no second derivative is taken. The scalar's value
-    is not the loss (L_x(v) is not the penalty): the loss is in the terms.
+    one more row through the linear part of the critic; no second derivative is taken. L_x's backward pass is the one
+    that gave g, so v needs a forward pass only.
 
     Raises ValueError when real and synthetic differ in shape.
     """
     _check(real, synthetic)
-    pairs = len(mix)
-    x = torch.lerp(synthetic[:pairs], real[:pairs], mix).detach().requires_grad_(True)
-    scores, outputs = critic.recorded_scores(x)
-    (g,) = torch.autograd.grad(scores.sum(), x)
+    batch, pairs, ordinary = batch or len(real), pairs or len(mix), 2 * len(real)
+    x = torch.lerp(synthetic[: len(mix)], real[: len(mix)], mix)
+    first = None if condition is None else condition[: len(mix)]
+    conditions = None if condition is None else torch.cat([condition, condition, condition[: len(mix)]])
+    tape = Tape(ordinary)
+    scores = critic(torch.cat([real, synthetic, x]), conditions, tape)
+    weights = torch.ones_like(scores)
+    weights[: len(real)] = -1 / batch
+    weights[len(real) : ordinary] = 1 / batch
+    torch.autograd.grad(scores, tape.anchor, weights, allow_unused=True)
+    with torch.no_grad():  # the weight it passes through wants a gradient, and this is not the way to it
+        g = critic.image_gradient(tape, slice(ordinary, None))
     norm = g.flatten(1).norm(dim=1).view(mix.shape)
     v = (2 * penalty_weight / pairs) * (norm - 1) * g / norm.clamp_min(1e-12)
-    rows = torch.cat([real, synthetic, v])
-    scores, _ = critic.recorded_scores(rows, outputs)
-    on_real, on_synthetic, on_v = scores.split([len(real), len(synthetic), pairs])
-    difference = on_synthetic.mean() - on_real.mean()
-    penalty = (norm - 1).square().mean()
-    terms = CriticTerms((difference + penalty_weight * penalty).detach(), -difference.detach(), penalty, norm.mean())
-    return difference + on_v.sum(), terms
+    tape.replay(lambda: critic(v, first, tape))
+    wasserstein = -(scores.detach() * weights)[:ordinary].sum()
+    penalty = (norm - 1).square().sum() / pairs
+    return tape.gradients(), CriticTerms(penalty_weight * penalty - wasserstein, wasserstein, penalty, norm.sum() / pairs)
 
 
-def critic_loss_textbook(critic: nn.Module, real: Tensor, synthetic: Tensor, mix: Tensor, penalty_weight: float) -> Tensor:
-    """The same loss (its value too) by double backward, for any critic: the reference of the tests and benchmarks."""
-    pairs = len(mix)
-    penalty = gradient_penalty(critic, real[:pairs], synthetic[:pairs], mix).mean()
-    return critic(synthetic).mean() - critic(real).mean() + penalty_weight * penalty
+def critic_loss_textbook(
+    critic: nn.Module, real: Tensor, synthetic: Tensor, mix: Tensor, penalty_weight: float, condition: Tensor | None = None
+) -> Tensor:
+    """The same loss by double backward, a scalar, for any critic: the reference of the tests and benchmarks."""
+    pairs, given = len(mix), () if condition is None else (condition,)
+    penalty = gradient_penalty(critic, real[:pairs], synthetic[:pairs], mix, *(c[:pairs] for c in given)).mean()
+    return critic(synthetic, *given).mean() - critic(real, *given).mean() + penalty_weight * penalty
 
 
-def gradient_penalty(critic: nn.Module, real: Tensor, synthetic: Tensor, mix: Tensor) -> Tensor:
+def gradient_penalty(critic: nn.Module, real: Tensor, synthetic: Tensor, mix: Tensor, *condition: Tensor) -> Tensor:
     """How far the critic's slope is from 1, for each pair: (|grad f(x)| - 1)^2, shape (N,).
 
     x lies on the line from synthetic (mix = 0) to real (mix = 1), both (N, 1, *S); mix is (N, 1, *ones).
@@ -72,13 +92,16 @@ def gradient_penalty(critic: nn.Module, real: Tensor, synthetic: Tensor, mix: Te
     """
     _check(real, synthetic)
     x = torch.lerp(synthetic, real, mix).detach().requires_grad_(True)
-    (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    (slope,) = torch.autograd.grad(critic(x, *condition).sum(), x, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1).square()
 
 
-def generator_loss(critic: nn.Module, synthetic: Tensor) -> Tensor:
-    """Minus the mean score of synthetic patches (N, 1, *S): a scalar. Gulrajani et al. 2017, Algorithm 1, line 12."""
-    return -critic(synthetic).mean()
+def generator_loss(critic: Critic, synthetic: Tensor, condition: Tensor | None = None, *, batch: int | None = None) -> Tensor:
+    """Minus the mean score of synthetic patches (N, 1, *S), a scalar that leaves no gradient in the critic's parameters.
+
+    Gulrajani et al. 2017, Algorithm 1, line 12. batch: what the mean divides by, N by default.
+    """
+    return -critic(synthetic, condition, Tape(len(synthetic))).sum() / (batch or len(synthetic))
 
 
 def _check(real: Tensor, synthetic: Tensor) -> None:

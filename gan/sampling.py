@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from gan.checkpoint import load_checkpoint
+from gan.conditions import Conditions
 from gan.networks import Generator, device_of, place
-from gan.training import latents, section
+from gan.trainer import latents, section
 
 TILE = 32
 """Samples are always drawn this many at a time, the last tile filled up: kernels chosen by the size of
@@ -21,9 +22,10 @@ the batch would round differently, and a sample would depend on its neighbours."
 
 @dataclass(frozen=True)
 class Model:
-    """A trained generator and what it was trained on. model_hash: SHA-256 of its checkpoint's tensors."""
+    """A trained generator, what it can be asked for, and what it was trained on. model_hash: SHA-256 of its checkpoint's tensors."""
 
     generator: Generator
+    conditions: Conditions
     step: int
     model_hash: str
     trained_on: dict[str, Any]
@@ -31,7 +33,7 @@ class Model:
 
 def load_model(
     run: Path,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
     *,
     average: bool = True,
     device: str = "cpu",
@@ -47,20 +49,33 @@ def load_model(
     try:
         networks = checkpoint.config["networks"]
         shape = tuple(int(side) for side in checkpoint.trained_on["shape"])
-        generator = Generator(shape, int(networks["channels"]), int(networks["latent"]))
+        conditions = Conditions.of(checkpoint.config.get("conditions", {}))
+        generator = Generator(shape, int(networks["channels"]), int(networks["latent"]), conditions.size)
         generator.load_state_dict(section(checkpoint.tensors, "average" if average else "generator"))
     except (KeyError, TypeError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:200]
         raise ValueError(f"{run}: checkpoint of step {checkpoint.step} does not fit its own configuration ({cause})") from None
     generator = place(generator, device_of(device), len(shape)).eval().requires_grad_(False)
-    return Model(generator, checkpoint.step, checkpoint.model_hash, dict(checkpoint.trained_on))
+    return Model(generator.float(), conditions, checkpoint.step, checkpoint.model_hash, dict(checkpoint.trained_on))
 
 
-def sample(model: Model, seeds: Sequence[int]) -> Iterator[np.ndarray]:
-    """float32 (up to TILE, 1, *shape) in [-1, 1] at a time, one patch a seed, in their order."""
+def sample(model: Model, seeds: Sequence[int], condition: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """float32 (up to TILE, 1, *shape) in [-1, 1] at a time, one patch a seed, in their order.
+
+    condition: float32 (len(seeds), K), as model.conditions encodes them, for a model that takes any.
+    Raises ValueError when it takes conditions and none are given, or the other way round.
+    """
+    if (condition is None) != (model.conditions.size == 0):
+        raise ValueError(
+            "this model draws what it is asked for: give conditions" if condition is None else "this model takes no conditions"
+        )
     device = next(model.generator.parameters()).device
     for start in range(0, len(seeds), TILE):
         wanted = list(seeds[start : start + TILE])
         z = latents(wanted + [0] * (TILE - len(wanted)), model.generator.latent)
+        given = None
+        if condition is not None:
+            rows = condition[start : start + TILE]
+            given = torch.from_numpy(np.concatenate([rows, np.zeros((TILE - len(rows), rows.shape[1]), rows.dtype)])).to(device)
         with torch.no_grad():
-            yield model.generator(z.to(device))[: len(wanted)].float().cpu().numpy()
+            yield model.generator(z.to(device), given)[: len(wanted)].float().cpu().numpy()

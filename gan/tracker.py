@@ -25,9 +25,20 @@ class Tracker:
         self._wandb = None if wandb == "off" else _start_wandb(run, config, wandb)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Appends one line: {"step": ..., name: value, ...}."""
-        with open(self._file, "a", encoding="utf-8") as out:
-            out.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Appends one line: {"step": ..., name: value, ...}. Raises OSError when it does not fit on the disk; no half line stays."""
+        line = (json.dumps({"step": step, **metrics}) + "\n").encode()
+        try:
+            with open(self._file, "ab", buffering=0) as out:
+                length = out.tell()
+                try:
+                    while line:
+                        line = line[out.write(line) :]
+                except OSError:
+                    out.truncate(length)
+                    raise
+        except OSError as error:
+            told = f"{error.strerror}; the checkpoints are whole, mend this and run the same command again"
+            raise OSError(error.errno, told, str(self._file)) from None
         if self._wandb is not None:
             self._wandb.log(metrics, step=step)
 
@@ -38,17 +49,17 @@ class Tracker:
             _remove_logs(self._wandb)
 
     def _forget_after(self, step: int) -> None:
-        """Drops lines past the checkpoint that the run resumes from, and a last line cut short by a kill."""
+        """Drops lines past the checkpoint that the run resumes from, and what a kill or a power cut left of a line."""
         if not self._file.exists():
             return
         kept = []
-        for line in self._file.read_text(encoding="utf-8").splitlines():
+        for line in self._file.read_bytes().splitlines():
             try:
                 if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                    kept.append(line + b"\n")
             except (ValueError, KeyError, TypeError):
                 continue
-        write_atomically(self._file, "".join(kept).encode())
+        write_atomically(self._file, b"".join(kept))
 
 
 def _start_wandb(run: Path, config: dict[str, Any], mode: Literal["offline", "online"]) -> Any:

@@ -11,7 +11,8 @@ from conftest import affine_of, noise_volume
 from PIL import Image
 
 from data.dicom_writing import Subject, uid_from, write_series
-from data.export import PNG_OFFSET, write_patch_dicom, write_patch_nifti, write_png16, write_preview
+from data.export import PNG_OFFSET, write_folder_preview, write_patch_dicom, write_patch_nifti, write_png16, write_preview
+from data.patches import Patch, PatchSpec, PatchWriter
 
 SUBJECT = Subject("model 7", "SYNTHETIC^00000007", "SYNTHETIC-7", "synthetic nodule patch", "ab" * 32, "1.0", (-1000, 400))
 
@@ -119,13 +120,94 @@ def test_what_does_not_fit_a_format_is_refused(tmp_path):
         write_series(noise_volume(), affine_of(), SUBJECT, [Path("one")])
 
 
-@pytest.mark.parametrize("shape", [(10, 6, 7), (3, 5, 6, 7)])
-def test_preview_shows_every_patch_through_the_window(tmp_path, shape):
-    hu = np.full(shape, -1000, np.int16)
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        assert image.mode == "L"
+        return np.asarray(image)
+
+
+def test_preview_shows_every_patch_through_the_window(tmp_path):
+    hu = np.full((10, 6, 7), -1000, np.int16)
     hu[1] = 400
     write_preview(hu, (-1000, 400), tmp_path / "p.png", columns=4, zoom=1)
-    with Image.open(tmp_path / "p.png") as image:
-        gray = np.asarray(image)
-    rows = -(-shape[0] // min(4, shape[0]))
-    assert gray.shape == (rows * (shape[-2] + 1), min(4, shape[0]) * (shape[-1] + 1))
-    assert (gray == 255).sum() == shape[-2] * shape[-1]
+    gray = pixels(tmp_path / "p.png")
+    assert gray.shape == (3 * 7, 4 * 8)
+    assert (gray == 255).sum() == 6 * 7
+    assert (gray[:6, 8:15] == 255).all()
+
+
+def test_preview_has_square_pixels(tmp_path):
+    hu = noise_volume((3, 6, 12))
+    write_preview(hu, (-1000, 400), tmp_path / "thin.png", (0.5, 0.5), zoom=1)
+    write_preview(hu, (-1000, 400), tmp_path / "wide.png", (1.0, 0.5), zoom=1)
+    assert pixels(tmp_path / "thin.png").shape == (7, 3 * 13)
+    assert pixels(tmp_path / "wide.png").shape == (13, 3 * 13)
+
+
+def test_preview_groups_rows_by_class_and_names_them(tmp_path):
+    hu = np.stack([np.full((5, 5), value, np.int16) for value in (-1000, 400, -300)])
+    write_preview(hu, (-1000, 400), tmp_path / "p.png", labels=["solid", "cystic", "solid"], zoom=1)
+    gray = pixels(tmp_path / "p.png")
+    margin = gray.shape[1] - 2 * 6
+    assert gray.shape[0] == 2 * 6
+    assert [gray[2, margin + 2], gray[2, margin + 8], gray[8, margin + 2]] == [0, 128, 255]
+    assert (gray[:5, :margin] > 100).any()
+    assert (gray[6:11, :margin] > 100).any()
+    with pytest.raises(ValueError, match="2 labels for 3 patches"):
+        write_preview(hu, (-1000, 400), tmp_path / "q.png", labels=["solid", "cystic"])
+    assert [file.name for file in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_preview_of_cubes_shows_planes_as_radiologists_look_at_them(tmp_path):
+    """Blobs in known corners; a patch's axes run to the head, to the back, to the left."""
+    hu = np.full((1, 16, 16, 16), -1000, np.int16)
+    head, back, left, front, right, middle = slice(12, 16), slice(12, 16), slice(12, 16), slice(0, 4), slice(0, 4), slice(7, 9)
+    hu[0, head, middle, left] = 400
+    hu[0, head, back, middle] = 400
+    hu[0, middle, back, right] = 400
+    hu[0, 4:6, front, right] = 400
+    write_preview(hu, (-1000, 400), tmp_path / "p.png", (1.0, 1.0, 1.0))
+    gray = pixels(tmp_path / "p.png")
+    planes = {name: gray[-113:-1, 114 * n : 114 * n + 112] for n, name in enumerate(("axial", "coronal", "sagittal", "projection"))}
+    corners = {"top left": (10, 10), "top right": (10, 101), "bottom left": (101, 10), "bottom right": (101, 101)}
+    bright = {name: {corner for corner, place in corners.items() if plane[place] > 200} for name, plane in planes.items()}
+    assert bright == {
+        "axial": {"bottom left"},
+        "coronal": {"top right"},
+        "sagittal": {"top right"},
+        "projection": {"top left", "bottom left"},
+    }
+
+
+def test_preview_of_cubes_has_their_true_proportions(tmp_path):
+    hu = np.full((1, 4, 16, 16), 400, np.int16)
+    for name, spacing in {"thick": (4.0, 1.0, 1.0), "flat": None, "tall": (8.0, 1.0, 1.0)}.items():
+        write_preview(hu, (-1000, 400), tmp_path / f"{name}.png", spacing)
+    lit = {name: pixels(tmp_path / f"{name}.png")[20:] == 255 for name in ("thick", "flat", "tall")}
+    coronal = {name: (there[:, there.shape[1] // 4 + 20].sum(), there[56, : there.shape[1] // 4].sum()) for name, there in lit.items()}
+    assert coronal == {"thick": (112, 112), "flat": (28, 112), "tall": (112, 56)}
+
+
+@pytest.mark.parametrize(("columns", "drawn"), [(None, [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 18, 19, 21, 23]), (5, range(15))])
+def test_preview_of_cubes_picks_some_of_many(tmp_path, columns, drawn):
+    hu = np.arange(24, dtype=np.int16)[:, None, None, None] * 10 + np.zeros((8, 8, 8), np.int16)
+    write_preview(hu, (-10, 245), tmp_path / "p.png", columns=columns)
+    gray = pixels(tmp_path / "p.png")[20:]
+    per_row = columns or 2
+    width = gray.shape[1] // per_row
+    shown = [gray[113 * (n // per_row) + 50, width * (n % per_row) + 50] for n in range(len(drawn))]
+    assert gray.shape[0] == 113 * (len(drawn) // per_row)
+    np.testing.assert_array_equal(shown, 10 * np.array(drawn) + 10)
+
+
+def test_folder_preview_shows_as_many_patches_of_each_class(tmp_path):
+    spec = PatchSpec((6, 6), None, (-1000.0, 400.0), ("background", "common", "rare", "absent"), background="background")
+    writer = PatchWriter(tmp_path, spec)
+    for n in range(60):
+        label, value = ("background", 400) if n % 3 == 0 else ("rare", 0) if n > 50 else ("common", -300)
+        writer.add(Patch(np.full((6, 6), value, np.int16), f"p{n}", "s", label, split="train"))
+    writer.finish()
+    write_folder_preview(tmp_path)
+    grid = pixels(tmp_path / "preview.png")[:, -8 * 14 :]
+    counts = {value: (grid == value).sum() // 144 for value in (128, 182, 255)}
+    assert counts == {128: 32, 182: 6, 255: 0}

@@ -1,7 +1,10 @@
 """The whole way through the command line, small: phantom to report; resume; signals; bad input; the real run in miniature."""
 
+import csv
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,26 +16,40 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 from PIL import Image
+from test_gan_processes import write_patches
 
+from data.__main__ import main as data_command
 from data.patches import PatchFolder
 from gan.checkpoint import load_checkpoint
+from gan.config import NetworkConfig, TrainingConfig
+from gan.trainer import Trainer
 
 SMALL = ["--training.batch", 8, "--training.n_critic", 1, "--networks.channels", 4, "--networks.latent", 8, "--training.device", "cpu"]
 QUICK_AUDIT = ["--detector.steps", 10, "--detector.seeds", 1]
 
 
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    """A small phantom cohort, "phantom", its patch folder, "patches", and its key."""
+    folder = tmp_path_factory.mktemp("cohort")
+    cohort = ["phantom", "--out", "phantom", "--patients", "4", "--lesions", "6", "--matrix", "96", "--slice-mm", "10", "--processes", "1"]
+    prepare = ["prepare", "phantom", "--lesions", "phantom/annotations.csv", "--out", "patches", "--size", "16", "--spacing", "3",
+               "--processes", "1", "--validation", "0.25", "--test", "0.25"]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("LESIONGAN_KEY", str(folder / "secrets" / "pseudonym.key"))
+        for arguments in (cohort, prepare):
+            assert not data_command(arguments)
+    return folder
+
+
 @pytest.fixture
-def patches(command):
-    """A small phantom cohort's patch folder, "patches"."""
-    done = command(
-        "data", "phantom", "--out", "phantom", "--patients", 4, "--lesions", 6, "--matrix", 96, "--slice-mm", 10, "--processes", 1
-    )
-    assert done.code == 0, done.err
-    arguments = ["phantom", "--lesions", "phantom/annotations.csv", "--out", "patches", "--size", 16, "--spacing", 3, "--processes", 1]
-    done = command("data", "prepare", *arguments, "--validation", 0.25, "--test", 0.25)
-    assert done.code == 0, done.err
+def patches(command, phantom):
+    """A copy of the cohort here, and its patch folder."""
+    shutil.copytree(phantom, ".", dirs_exist_ok=True)
     return Path("patches")
 
 
@@ -41,16 +58,12 @@ def test_phantom_to_report(command, patches):
     assert done.code == 0, done.err
     assert "all 4 steps done" in done.out
     assert {f.name for f in Path("run").iterdir()} == {
-        "config.yaml",
-        "trained_on.json",
-        "metrics.jsonl",
-        "samples",
-        "checkpoints",
-        "model_card.md",
-    }
+        "config.yaml", "trained_on.json", "metrics.jsonl", "curves.png", "samples", "checkpoints", "model_card.md", ".lock",
+    }  # fmt: skip
     assert [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [2, 4]
-    with Image.open("run/samples/step-00000004.png") as grid:
-        assert grid.size == (8 * 17 * 2, 8 * 17 * 2)
+    for picture in ("samples/step-00000004.png", "curves.png"):
+        with Image.open(Path("run") / picture) as opened:
+            assert min(opened.size) > 16 * 4
     assert "no guarantee" in Path("run/model_card.md").read_text()
     trained_on, folder = json.loads(Path("run/trained_on.json").read_text()), PatchFolder.open(patches)
     training = [row for row in folder.rows if row.split == "train" and row.label != "background"]
@@ -62,6 +75,7 @@ def test_phantom_to_report(command, patches):
     synthetic.verify()
     assert [row.id for row in synthetic.rows][:2] == ["seed-00000000", "seed-00000001"]
     assert {row.split for row in synthetic.rows} == {"synthetic"}
+    assert {row.label for row in synthetic.rows} == {"cystic", "ground_glass", "solid"}
     header = pydicom.dcmread("synthetic/dicom/seed-00000005.dcm")
     np.testing.assert_array_equal(header.pixel_array, synthetic.hu([5])[0])
     assert header.PixelSpacing == [3, 3]
@@ -81,10 +95,11 @@ def test_same_command_same_bytes(command, patches):
     for name in ("a", "b"):
         assert command("train", "--data", patches, "--out", name, "--training.steps", 2, *SMALL).code == 0
         assert command("sample", "--run", name, "--out", f"{name}-out", "--seeds", "3,1", "--format", "png,nifti,dicom").code == 0
-    files = [sorted(f.relative_to(name) for f in Path(name).rglob("*") if f.is_file() and f.name != "metrics.jsonl") for name in ("a", "b")]
+    speed = {"metrics.jsonl", "curves.png"}  # they tell how fast it was
+    files = [sorted(f.relative_to(name) for f in Path(name).rglob("*") if f.is_file()) for name in ("a", "b")]
     assert files[0] == files[1]
     for one, two in (("a", "b"), ("a-out", "b-out")):
-        for file in (f.relative_to(one) for f in Path(one).rglob("*") if f.is_file() and f.name != "metrics.jsonl"):
+        for file in (f.relative_to(one) for f in Path(one).rglob("*") if f.is_file() and f.name not in speed):
             assert (Path(one) / file).read_bytes() == (Path(two) / file).read_bytes(), file
 
 
@@ -102,54 +117,152 @@ def test_a_run_resumes_only_as_itself(command, patches):
     assert load_checkpoint(Path("other")).config["networks"]["channels"] == 4
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_saves_and_says_so(command, patches, sent):
-    arguments = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "--data",
-        "patches",
-        "--out",
-        "run",
-        "--training.steps",
-        "100000",
-        *map(str, SMALL),
-    ]
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    )
-    deadline = time.monotonic() + 60
-    while not (Path("run/metrics.jsonl").exists() and Path("run/metrics.jsonl").read_text()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(sent)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-    step = load_checkpoint(Path("run")).step
-    assert f"stopped at step {step} of 100000, saved" in out
-    logged = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert step >= logged[-1] >= 50
-
-
-def test_killed_at_any_moment_the_run_can_go_on(command, patches):
-    arguments = [sys.executable, str(ROOT / "train.py"), "--data", "patches", "--out", "run", "--training.steps", "100000",
-                 "--training.checkpoint_every", "3", *map(str, SMALL)]  # fmt: skip
-    for wait in (0.0, 0.13):
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not list(Path("run").glob("checkpoints/*.json")):
-            assert process.poll() is None
+def test_a_signal_finishes_the_step_saves_and_says_so(command, patches):
+    arguments = ["--data", "patches", "--training.steps", 100000, "--training.log_every", 1, "--networks.condition", "none", *SMALL]
+    for sent in (signal.SIGTERM, signal.SIGINT):
+        run = Path(sent.name)
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), "--out", str(run), *map(str, arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text()):
+            assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(wait)
-        process.kill()
-        process.wait()
-    step = load_checkpoint(Path("run")).step
-    assert step >= 3
-    done = command("train", "--data", patches, "--out", "run", "--training.steps", step + 2, *SMALL)
+            time.sleep(0.05)
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 75, err
+        step = load_checkpoint(run).step
+        assert f"stopped at step {step} of 100000, saved; the same command resumes" in out
+        logged = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert step == logged[-1] >= 1
+        assert command("sample", "--run", run, "--out", f"{run}-synthetic", "--seeds", 0, "--format", "none").code == 0
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(command, patches):
+    before = sorted(Path().rglob("*"))
+    done = command("train", "--data", patches, "--out", "run", "--dry-run", "--training.steps", 100, *SMALL)
     assert done.code == 0, done.err
-    assert load_checkpoint(Path("run")).step == step + 2
+    assert sorted(Path().rglob("*")) == before
+    trainer = Trainer((16, 16), NetworkConfig(4, 8), TrainingConfig(device="cpu"), 3)
+    for name, net in (("generator", trainer.generator), ("critic", trainer.critic)):
+        assert f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters" in done.out
+    assert re.search(r"\d+ images/s, \d+ ms a step, \d+ MiB of memory", done.out)
+    assert re.search(r"100 steps would take \d+ (minutes|seconds)", done.out)
+    assert "12 lesion patches of 2 training patients, 16 x 16, and 6 of 1 validation patients" in done.out
+    done = command("train", "--data", patches, "--out", "run", "--dry-run", "--training.frozen_layers", 2)
+    assert (done.code, "training.frozen_layers is 2, and the critic has 2 layers" in done.err) == (2, True)
+
+
+def test_a_preset_gives_defaults_and_what_is_asked_for_goes_before_it(command, patches):
+    def settings(run, *options):
+        done = command("train", "--data", patches, "--out", run, "--training.steps", 1, *SMALL[4:], *options)
+        assert done.code == 0, done.err
+        return yaml.safe_load(Path(run, "config.yaml").read_text())["training"]
+
+    paper = settings("a", "--preset", "paper", "--training.batch", 6)
+    expected = {"n_critic": 5, "penalty_weight": 10, "penalty_fraction": 1, "learning_rate": 1e-4, "betas": [0, 0.9], "average_share": 0}
+    assert {name: paper[name] for name in expected} == expected  # Gulrajani et al. 2017, Algorithm 1
+    assert (paper["batch"], paper["mirror"]) == (6, False)
+    Path("paper.yaml").write_text("preset: paper\ntraining:\n  batch: 6\n  n_critic: 2\n")
+    assert settings("b", "--config", "paper.yaml") == {**paper, "n_critic": 2}
+    assert settings("c", "--config", "a/config.yaml", "--training.penalty_weight", 5) == {**paper, "penalty_weight": 5}
+    done = command("train", "--preset", "paper", "--training.seed", 3, "--print_config")
+    printed = yaml.safe_load(done.out)
+    assert (done.code, printed["training"]["n_critic"], printed["training"]["seed"]) == (0, 5, 3)
+    assert command("train", "--preset", "rapid").code == 2
+
+
+def rows_of(folder):
+    with open(Path(folder) / "patches.csv", newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def test_a_model_that_learned_classes_and_diameters_draws_what_it_is_asked_for(command):
+    write_patches(Path("patches"), 32)
+    train = ("train", "--data", "patches", "--networks.condition", "class+diameter", "--training.checkpoint_every", 4, *SMALL)
+    done = command(*train, "--out", "run", "--training.steps", 8)
+    assert done.code == 0, done.err
+    best = load_checkpoint(Path("run")).best
+    assert best["step"] in (4, 8)
+    assert f"nearest to validation patients: step {best['step']} (frechet_radiomics" in done.out
+    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert best["distance"] == min(line["validation/frechet_radiomics"] for line in metrics)
+    assert all("validation/floor/frechet_radiomics" in line and "wasserstein_held_out" in line for line in metrics)
+    assert "can be asked for: ground-glass, solid, a diameter in mm" in Path("run/model_card.md").read_text()
+
+    def draw(out, *options):
+        done = command("sample", "--run", "run", "--out", out, "--format", "none", *options)
+        assert done.code == 0, done.err
+        return rows_of(out), PatchFolder.open(out).hu(range(len(rows_of(out)))), json.loads(Path(out, "sampling.json").read_text())
+
+    rows, hu, said = draw("solid", "--seeds", "0-39", "--class", "solid", "--diameter", 8)
+    assert {(row["class"], float(row["diameter_mm"])) for row in rows} == {("solid", 8.0)}
+    assert (said["class"], said["diameter"], said["step"]) == ("solid", "8", best["step"])
+    _, again, _ = draw("again", "--seeds", "7,3", "--class", "solid", "--diameter", 8)
+    np.testing.assert_array_equal(again, hu[[7, 3]])
+    for other in (("--class", "ground-glass", "--diameter", 8), ("--class", "solid", "--diameter", 20)):
+        assert (draw(f"other{other[-1]}", "--seeds", "0-39", *other)[1] != hu).any()
+    rows, natural, _ = draw("natural", "--seeds", "0-199")
+    shares = {name: sum(row["class"] == name for row in rows) / 200 for name in ("ground-glass", "solid")}
+    counts = json.loads(Path("run/trained_on.json").read_text())["class_counts"]
+    assert shares["solid"] == pytest.approx(counts["solid"] / sum(counts.values()), abs=0.12)
+    diameters = [float(row["diameter_mm"]) for row in rows]
+    assert min(diameters) > 3
+    assert max(diameters) < 13
+    assert np.std(diameters) > 1
+    rows, some, _ = draw("some", "--seeds", "150,20", "--class", "natural")
+    np.testing.assert_array_equal(some, natural[[150, 20]])  # what a seed is asked for follows from the seed too
+    rows, _, said = draw("range", "--seeds", "0-99", "--class", "balanced", "--diameter", "6-12", "--step", "newest")
+    assert said["step"] == 8
+    assert all(6 <= float(row["diameter_mm"]) <= 12 for row in rows)
+    assert 0.3 < sum(row["class"] == "solid" for row in rows) / 100 < 0.7
+    for options, cause in (
+        (("--class", "cyst"), "--class cyst: this model can be asked for ground-glass, solid"),
+        (("--diameter", "12-6"), "--diameter 12-6: want mm, such as 8 or 6-12"),
+        (("--diameter", "large"), "--diameter large: want mm"),
+    ):
+        done = command("sample", "--run", "run", "--out", "new", *options)
+        assert (done.code, done.err.count("\n"), cause in done.err) == (2, 1, True), done.err
+        assert not Path("new").exists()
+
+
+def test_a_run_can_start_from_anothers_weights(command):
+    write_patches(Path("patches"), 32)
+    write_patches(Path("plain"), 8, known=False)
+    assert command("train", "--data", "patches", "--out", "run", "--training.steps", 2, *SMALL).code == 0
+    start = ("train", "--data", "plain", "--out", "plain-run", "--init-from", "run", "--training.frozen_layers", 1, *SMALL)
+    done = command(*start, "--training.steps", 2)
+    assert done.code == 0, done.err
+    assert "run: 100% of the weights are those of step 2 of the other run" in done.out
+    before, after = load_checkpoint(Path("run"), "best"), load_checkpoint(Path("plain-run"))
+    for name in ("critic.layers.0.weight", "critic.layers.0.bias"):
+        assert torch.equal(before.tensors[name], after.tensors[name])
+    assert not torch.equal(before.tensors["critic.layers.1.weight"], after.tensors["critic.layers.1.weight"])
+    settings = yaml.safe_load(Path("plain-run/config.yaml").read_text())
+    assert settings["start"]["init_from"] == before.model_hash
+    assert command(*start, "--training.steps", 3).code == 0  # the same command resumes
+    assert command("train", "--data", "patches", "--out", "run", "--training.steps", 3, *SMALL).code == 0
+    for arguments, cause in (
+        (
+            ("train", "--data", "plain", "--out", "plain-run", "--training.frozen_layers", 1, "--training.steps", 3, *SMALL),
+            "start.init_from is",
+        ),
+        (("train", "--data", "plain", "--out", "new", "--init-from", "gone", *SMALL), "gone: no checkpoint in it"),
+        (
+            ("train", "--data", "plain", "--out", "new", "--init-from", "run", *SMALL[:4], "--networks.channels", 6),
+            "not one layer of that run",
+        ),
+        (("train", "--data", "plain", "--out", "new", "--networks.condition", "class"), "has one lesion class, nodule"),
+        (("train", "--data", "plain", "--out", "new", "--networks.condition", "diameter"), "no train patch of plain has one"),
+        (("sample", "--run", "plain-run", "--out", "new", "--class", "nodule"), "--class nodule: this model can be asked for no class"),
+        (("sample", "--run", "plain-run", "--out", "new", "--diameter", 8), "this model cannot be asked for a diameter"),
+        (("sample", "--run", "plain-run", "--out", "new", "--step", "best", "--seeds", "x"), "--seeds"),
+    ):
+        done = command(*arguments)
+        assert (done.code, done.err.count("\n"), cause in done.err) == (2, 1, True), done.err
+        assert not Path("new").exists()
 
 
 def test_bad_input_is_one_line_with_exit_code_2(command, patches):
@@ -162,7 +275,9 @@ def test_bad_input_is_one_line_with_exit_code_2(command, patches):
     shutil.copytree("run", "nameless")
     (described,) = Path("nameless/checkpoints").glob("*.json")
     meta = json.loads(described.read_text())
-    described.write_text(json.dumps({**meta, "trained_on": {"shape": meta["trained_on"]["shape"]}}))
+    del meta["sha256"]
+    meta["trained_on"] = {"shape": meta["trained_on"]["shape"]}
+    described.write_text(json.dumps({**meta, "sha256": hashlib.sha256(json.dumps(meta).encode()).hexdigest()}))
     for folder in ("foreign", "damaged"):
         Path(folder).mkdir()
     Path("foreign/thesis.doc").write_text("keep")

@@ -1,0 +1,75 @@
+"""A run folder: its settings, what was trained on, and the model card that goes with the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gan.checkpoint import load_checkpoint, write_atomically
+from gan.config import TrainingConfig
+
+MAY_CHANGE = {"steps", "log_every", "samples_every", "checkpoint_every", "not_finite", "device", "devices", "nodes"}
+"""Settings that may differ when a run resumes: they do not change what a step computes."""
+
+
+def refuse_foreign(run: Path) -> None:
+    """Raises FileExistsError for a folder that is neither empty nor a run, or a run that was killed in its first moment."""
+    is_run = not run.is_dir() or (run / "config.yaml").exists()
+    if not is_run and any(not file.name.startswith(".") and file.name != "trained_on.json" for file in run.iterdir()):
+        raise FileExistsError(f"{run}: exists and is not a run folder; choose another --out")
+
+
+def open_run(run: Path, config: Mapping[str, Any], trained_on: Mapping[str, Any]) -> None:
+    """Says in the run folder what it is, or checks that what is there is this run. Raises ValueError naming what differs."""
+    file = run / "config.yaml"
+    if file.exists():
+        try:
+            before = yaml.safe_load(file.read_text(encoding="utf-8"))
+            data_before = json.loads((run / "trained_on.json").read_text(encoding="utf-8"))
+            settings_before = {(part, name): value for part in config for name, value in before[part].items()}
+        except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: not a run's configuration ({' '.join(str(error).split())})") from None
+        for part, values in json.loads(json.dumps(config)).items():
+            for name, value in values.items():
+                if name not in MAY_CHANGE and settings_before.get((part, name), value) != value:
+                    raise ValueError(
+                        f"{part}.{name} is {value}, but {run} was started with {settings_before[part, name]}; "
+                        "use the same settings to resume, or another --out"
+                    )
+        if data_before != trained_on:
+            raise ValueError(f"{run} was trained on other patches (their content hash differs); choose another --out")
+    write_atomically(run / "trained_on.json", (json.dumps(trained_on, indent=1) + "\n").encode())
+    write_atomically(file, yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False).encode())
+
+
+def write_model_card(run: Path, training: TrainingConfig, trained_on: Mapping[str, Any], asked_for: str, warnings: Sequence[str]) -> None:
+    """What a reader must know before using the model: data, training, what it is not."""
+    checkpoint = load_checkpoint(run)
+    low, high = trained_on["window"]
+    counts = ", ".join(f"{name} {count}" for name, count in trained_on["class_counts"].items())
+    best = checkpoint.best
+    chosen = (
+        f"the step nearest to validation patients is {best['step']} ({best['measure']} {best['distance']:.2f})"
+        if best
+        else "no step was compared with validation patients"
+    )
+    settings = {k: v for k, v in asdict(training).items() if k not in MAY_CHANGE}
+    card = f"""# Model card
+
+A WGAN-GP (Gulrajani et al. 2017) that draws CT patches of lesions. Its images are synthetic.
+
+- model: SHA-256 {checkpoint.model_hash}, step {checkpoint.step}; {chosen}
+- trained on: {trained_on["patches"]} patches of {trained_on["patients"]} patients ({counts});
+  {" x ".join(map(str, trained_on["shape"]))} pixels, spacing {trained_on["spacing_mm"] or "unknown"} mm, window {low:g} to {high:g} {trained_on["unit"]};
+  content SHA-256 {trained_on["content_sha256"]}
+- can be asked for: {asked_for or "nothing; it draws all classes as one"}
+- training: {", ".join(f"{name} {value}" for name, value in settings.items())}
+{"".join(f"- warning: {line}" + chr(10) for line in warnings)}- privacy: **no guarantee**. The model was trained without differential privacy and may remember training patients.
+- use: research and training data for detectors, after an audit (`python -m evaluate`). Not for diagnosis.
+"""
+    write_atomically(run / "model_card.md", card.encode())

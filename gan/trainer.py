@@ -1,0 +1,317 @@
+"""One WGAN-GP step, on this process's share of the batch. Patches are float32 in [-1, 1].
+
+Every random number follows from (seed, purpose, step): nothing of a generator's state needs saving, and a
+resumed run equals an uninterrupted one bit for bit on the same CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gan.checkpoint import Checkpoint
+from gan.config import NetworkConfig, TrainingConfig
+from gan.losses import CriticTerms, critic_gradients, generator_loss
+from gan.networks import BatchNorm, Critic, Generator, place
+from gan.processes import Processes, shares
+
+if TYPE_CHECKING:
+    from gan.encoder import Encoder
+
+_INIT, _DATA, _LATENT, _STATISTICS = range(4)
+
+SETTLED_ON = 1 << 20
+"""Pixels drawn to measure the averaged generator's batch statistics."""
+
+
+class Patches(Protocol):
+    """Training patches: a length, and float32 (N, 1, *shape) in [-1, 1] at positions (N,)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: np.ndarray, /) -> np.ndarray | Tensor: ...
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Patches, and what is known of each. condition: float32 (N, K), see conditions.py. weights: float64 (N,), sum 1, the chance of
+    being drawn; None for equal ones. patients: (N,), whose each is. describe: names a patch for an error message."""
+
+    patches: Patches
+    condition: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    patients: np.ndarray | None = None
+    describe: Callable[[int], str] = "patch {}".format
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """int64 (count,): positions, drawn independently."""
+        return rng.choice(len(self.patches), size=count, p=self.weights)
+
+
+class Update(NamedTuple):
+    """What an update saw: the last critic step's terms, the generator's loss, and the norms of the last gradients.
+    variety: the mean squared distance of two synthetic patches of the batch, as a share of that of two real ones."""
+
+    critic: CriticTerms
+    generator_loss: Tensor
+    critic_gradient_norm: float
+    generator_gradient_norm: float
+    variety: Tensor
+
+
+class NotFinite(ValueError):
+    """A step's gradient has NaN or Inf in it."""
+
+
+def latents(seeds: Sequence[int], size: int) -> Tensor:
+    """float32 (N, size), standard normal; row n follows from seeds[n] alone."""
+    rows = [np.random.default_rng(seed).standard_normal(size, dtype=np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack(rows))
+
+
+class Trainer:
+    """Generator, its average, critic and their optimisers, and the step that trains them.
+
+    conditions: K, how many numbers describe a patch. processes: those of the run; by default as the configuration says.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], networks: NetworkConfig, config: TrainingConfig, conditions: int = 0,
+        processes: Processes | None = None, encoder: Encoder | None = None,
+    ):  # fmt: skip
+        self.shape, self.config, self.encoder, self.step, self.skipped = tuple(shape), config, encoder, 0, 0
+        self.processes = processes or Processes(config)
+        self.device, self.dtype = self.processes.device, self.processes.dtype
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.default_rng([config.seed, _INIT]).integers(2**63)))
+            generator = Generator(shape, networks.channels, networks.latent, conditions)
+            critic = Critic(shape, networks.channels, conditions)
+        self.generator = place(generator.to(self.dtype), self.device, len(shape))
+        self.critic = place(critic.to(self.dtype), self.device, len(shape))
+        if config.frozen_layers >= len(self.critic.layers):
+            raise ValueError(f"training.frozen_layers is {config.frozen_layers}, and the critic has {len(self.critic.layers)} layers")
+        self.critic.layers[: config.frozen_layers].requires_grad_(False)
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        for layer in self.generator.modules():
+            if isinstance(layer, BatchNorm):
+                layer.sum_over = self.processes.differentiable_sum()
+        self.generator_optimizer, self.critic_optimizer = (
+            torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=config.learning_rate, betas=config.betas, fused=True)
+            for net in (self.generator, self.critic)
+        )
+        self._owner: np.ndarray | None = None
+        self._last: tuple[Tensor, Tensor | None]
+
+    def update(self, data: TrainingSet) -> Update:
+        """n_critic critic steps and one generator step. Raises NotFinite when a gradient is not finite and is not to be skipped."""
+        c = self.config
+        if self.processes.count > 1 and self._owner is None:
+            patients = np.arange(len(data.patches)) if data.patients is None else data.patients
+            self._owner = shares(patients, self.processes.count)
+        for n in range(c.n_critic):
+            terms, critic_norm, real, synthetic = self._critic_step(data, np.random.default_rng([c.seed, _DATA, self.step, n]))
+        loss, generator_norm = self._generator_step(data, np.random.default_rng([c.seed, _LATENT, self.step]), real)
+        self.step += 1
+        self._move_average()
+        return Update(terms, loss, critic_norm, generator_norm, _spread(synthetic) / _spread(real))
+
+    def _critic_step(self, data: TrainingSet, rng: np.random.Generator) -> tuple[CriticTerms, float, Tensor, Tensor]:
+        c = self.config
+        positions, flipped = data.draw(rng, c.batch), (rng.random(c.batch) < 0.5) & c.mirror
+        pairs = max(1, round(c.penalty_fraction * c.batch))
+        z = rng.standard_normal((c.batch, self.generator.latent), dtype=np.float32)
+        mix = rng.random((pairs, *[1] * (1 + len(self.shape))), dtype=np.float32)
+        mine = np.ones(c.batch, bool) if self._owner is None else self._owner[positions] == self.processes.rank
+        positions, mix, condition = positions[mine], mix[mine[:pairs]], self._condition(data, positions[mine])
+        real = self._to_device(data.patches[positions])
+        real = torch.where(self._to_device(flipped[mine]).view(-1, *[1] * (real.ndim - 1)) > 0, real.flip(-1), real)
+        with self.processes.autocast():
+            with torch.no_grad():
+                synthetic = self.generator(self._to_device(z[mine]), condition).to(self.dtype)
+            found, terms = critic_gradients(
+                self.critic, real, synthetic, self._to_device(mix), c.penalty_weight, condition, batch=c.batch, pairs=pairs
+            )
+        *gradients, summed = self.processes.sum([*found.values(), torch.stack(terms)])
+        norm = _norm(gradients)
+        if self._usable(norm, lambda: self._culprit(data, positions, real, synthetic, condition)):
+            _step(self.critic_optimizer, found, gradients)
+        self._last = synthetic, condition
+        return CriticTerms(*summed), norm, real, synthetic
+
+    def _generator_step(self, data: TrainingSet, rng: np.random.Generator, real: Tensor) -> tuple[Tensor, float]:
+        c, mine = self.config, slice(self.processes.rank, None, self.processes.count)
+        z = rng.standard_normal((c.batch, self.generator.latent), dtype=np.float32)
+        condition = None if data.condition is None else self._condition(data, data.draw(rng, c.batch)[mine])
+        with self.processes.autocast():
+            synthetic = self.generator(self._to_device(z[mine]), condition)
+            loss = generator_loss(self.critic, synthetic, condition, batch=c.batch)
+            if self.encoder is not None:
+                from gan.encoder import feature_matching_loss
+
+                loss = loss + c.feature_weight / self.processes.count * feature_matching_loss(self.encoder, real, synthetic)
+        parameters = list(self.generator.parameters())
+        *gradients, total = self.processes.sum([*torch.autograd.grad(loss, parameters), loss.detach()])
+        norm = _norm(gradients)
+        if self._usable(
+            norm, lambda: f"{_first_not_finite(self.generator, 'generator', self._to_device(z[mine]), condition) or 'the loss'}"
+        ):
+            _step(self.generator_optimizer, parameters, gradients)
+        return total, norm
+
+    @torch.no_grad()
+    def wasserstein(self, data: TrainingSet, rng: np.random.Generator) -> float:
+        """Mean score of up to 256 of these patches, less that of the last synthetic ones: the critic's Wasserstein estimate on them."""
+        positions = rng.choice(len(data.patches), size=min(256, len(data.patches)), replace=False)
+        real = self._to_device(data.patches[positions])
+        scores = self.critic(real, self._condition(data, positions))
+        return (scores.mean() - self.critic(*self._last).mean()).item()
+
+    def _usable(self, norm: float, culprit: Callable[[], str]) -> bool:
+        """Whether a gradient can be taken. Raises NotFinite where it cannot and the configuration says to stop."""
+        if math.isfinite(norm):
+            return True
+        if self.config.not_finite == "stop":
+            raise NotFinite(
+                f"training diverged: the gradient of step {self.step + 1} is not finite, first seen in {culprit()}; the last checkpoint is "
+                "whole. Start anew with a lower training.learning_rate, or skip such steps (--training.not_finite skip)"
+            )
+        self.skipped += 1
+        return False
+
+    def _culprit(self, data: TrainingSet, positions: np.ndarray, real: Tensor, synthetic: Tensor, condition: Tensor | None) -> str:
+        bad = ~torch.isfinite(real.flatten(1)).all(1).cpu().numpy()
+        if bad.any():
+            return data.describe(int(positions[bad][0]))
+        if not torch.isfinite(synthetic).all():
+            return _weight_not_finite(self.generator, "generator") or "the generator's output"
+        return (
+            _first_not_finite(
+                self.critic, "critic", torch.cat([real, synthetic]), *[torch.cat([c, c]) for c in [condition] if c is not None]
+            )
+            or "the penalty"
+        )
+
+    def _condition(self, data: TrainingSet, positions: np.ndarray) -> Tensor | None:
+        return None if data.condition is None else self._to_device(data.condition[positions])
+
+    def _to_device(self, values: np.ndarray | Tensor) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values).to(
+            self.device, self.dtype, non_blocking=True
+        )
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        """The average's half-life is a share of the steps so far, so short runs are not held back by their start."""
+        half_life = self.config.average_share * self.step
+        keep = 0.5 ** (1 / half_life) if half_life > 0 else 0.0
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - keep)
+
+    @torch.no_grad()
+    def settle(self, data: TrainingSet) -> None:
+        """Measures the averaged generator's batch statistics on SETTLED_ON pixels of its own.
+
+        Those of the training generator do not fit: averaged weights give smaller activations, and samples would lose contrast
+        (Izmailov et al. 2018, sec. 3.2, say the same of averaged classifiers).
+        """
+        c, layers = self.config, [layer for layer in self.average.modules() if isinstance(layer, BatchNorm)]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean of all batches
+        self.average.train()
+        for n in range(max(2, min(16, SETTLED_ON // (c.batch * math.prod(self.shape))))):
+            rng = np.random.default_rng([c.seed, _STATISTICS, n])
+            condition = None if data.condition is None else self._condition(data, data.draw(rng, c.batch))
+            self.average(self._to_device(rng.standard_normal((c.batch, self.average.latent), dtype=np.float32)), condition)
+        self.average.eval()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs, by name."""
+        named: dict[str, Tensor] = {}
+        for name, net in self._networks():
+            named |= {f"{name}.{k}": t for k, t in net.state_dict().items()}
+        for name, optimizer in self._optimizers():
+            for n, state in optimizer.state_dict()["state"].items():
+                named |= {f"{name}_optimizer.{n}.{k}": t for k, t in state.items()}
+        return named
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes over a checkpoint's state. Raises ValueError when it is of other networks."""
+        try:
+            for name, net in self._networks():
+                net.load_state_dict(section(checkpoint.tensors, name))
+            for name, optimizer in self._optimizers():
+                parameters = optimizer.param_groups[0]["params"]
+                state: dict[int, dict[str, Tensor]] = {}
+                for key, tensor in section(checkpoint.tensors, f"{name}_optimizer").items():
+                    number, _, what = key.partition(".")
+                    like = parameters[int(number)]
+                    if tensor.shape == like.shape:  # the fused optimiser walks memory: moments need their parameter's strides
+                        tensor = torch.empty_like(like).copy_(tensor)
+                    state.setdefault(int(number), {})[what] = tensor
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        except (RuntimeError, ValueError, IndexError) as error:
+            cause = str(error).strip().splitlines()
+            raise ValueError(
+                f"checkpoint of step {checkpoint.step} does not fit these networks: {cause[min(1, len(cause) - 1)].strip()}"
+            ) from None
+        self.step = checkpoint.step
+
+    def _networks(self) -> Iterable[tuple[str, nn.Module]]:
+        return ("generator", self.generator), ("average", self.average), ("critic", self.critic)
+
+    def _optimizers(self) -> Iterable[tuple[str, torch.optim.Optimizer]]:
+        return ("generator", self.generator_optimizer), ("critic", self.critic_optimizer)
+
+
+def section(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `name.`, without it."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient.stride() != parameter.stride():  # the fused optimiser walks memory, see restore()
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        parameter.grad = gradient
+    optimizer.step()
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    """The Euclidean norm of all of them together."""
+    return torch.stack(torch._foreach_norm(list(gradients))).norm().item()
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Half the mean squared distance of two different patches of these (N, ...); NaN of fewer than two."""
+    return x.flatten(1).sub(x.flatten(1).mean(0)).square().sum() / (len(x) - 1 if len(x) > 1 else torch.nan)
+
+
+def _weight_not_finite(net: nn.Module, name: str) -> str | None:
+    """The first of a network's parameters that is not finite, by name."""
+    return next((f"{name}.{where}" for where, p in net.named_parameters() if not torch.isfinite(p).all()), None)
+
+
+@torch.no_grad()
+def _first_not_finite(net: nn.Module, name: str, *inputs: Tensor | None) -> str | None:
+    """The first parameter of a network that is not finite, or else the first layer whose output is not, by name."""
+    found: list[str] = []
+
+    def look(where: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, _inputs: object, output: Tensor) -> None:
+            if not torch.isfinite(output).all():
+                found.append(f"layer {name}.{where}" if where else f"the {name}")
+
+        return hook
+
+    hooks = [layer.register_forward_hook(look(where)) for where, layer in net.named_modules()]
+    net(*inputs)
+    for handle in hooks:
+        handle.remove()
+    return _weight_not_finite(net, name) or (found[0] if found else None)
