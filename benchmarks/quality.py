@@ -1,16 +1,16 @@
 """How soon a WGAN-GP draws good lung nodules: lesiongan's recipe beside the textbook's, trained for the same CPU time.
 
-  python benchmarks/quality.py --picture quality.png              about an hour and a half: 4 recipes, 3 seeds, 300 s each
+  python benchmarks/quality.py --picture quality.png              over an hour of CPU time: 4 recipes, 3 seeds, 300 s each
   python benchmarks/quality.py --recipes "textbook, 2e-4" defaults --seeds 1
   python benchmarks/quality.py --quick --json quality.json        under a minute; shows that it works, and nothing of quality
 
 Trained on the real nodules of luna16-patches (in $LESIONGAN_DATA; the README says where they come from), 32 x 32,
-training split only. All recipes train the same networks from the same latents and patches a step:
+training split only, mirrored half of the time. All recipes train the same networks:
 
   textbook, 1e-4     Gulrajani et al. 2017, Algorithm 1, as it is commonly written: autograd's double backward, contiguous
-                     layout, Adam (0, 0.9) at 1e-4, 5 critic steps, penalty 10 on every pair, no averaged generator
+                     layout, batch 64, Adam (0, 0.9) at 1e-4, 5 critic steps, penalty 10 on every pair, no averaged generator
   textbook, 2e-4     the same, twice as fast a learner: what many repositories set
-  ours, as the paper lesiongan's step with the first recipe's settings: the same mathematics
+  ours, as the paper lesiongan's step with the first recipe's settings (--preset paper): the same mathematics
   defaults           what `python train.py` does unless told otherwise
 
 At each twentieth of the time, 1,000 samples (the raw generator's of the first three, the averaged one's of the last) are
@@ -242,7 +242,16 @@ def curve(
 def recipes() -> dict[str, Callable[[Sequence[int], int], Training]]:
     """Name -> (shape, seed) -> a run that has not begun."""
     networks = NetworkConfig()
-    paper = TrainingConfig(n_critic=5, penalty_weight=10.0, penalty_fraction=1.0, learning_rate=1e-4, betas=(0.0, 0.9), device="cpu")
+    paper = TrainingConfig(
+        batch=64,
+        n_critic=5,
+        penalty_weight=10.0,
+        penalty_fraction=1.0,
+        learning_rate=1e-4,
+        betas=(0.0, 0.9),
+        average_share=0.0,
+        device="cpu",
+    )
     return {
         "textbook, 1e-4": lambda shape, seed: Textbook(shape, networks, 1e-4, seed),
         "textbook, 2e-4": lambda shape, seed: Textbook(shape, networks, 2e-4, seed),

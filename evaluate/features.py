@@ -6,6 +6,7 @@ patches go through one extractor, so they see the same window and the same resiz
 
 import hashlib
 import importlib
+import io
 import sys
 import types
 import warnings
@@ -131,9 +132,7 @@ def _tensors_of(path: Path):
     try:
         with warnings.catch_warnings():  # torch warns of a foreign pickle before it refuses it
             warnings.simplefilter("ignore")
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+            weights = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many kinds on what is no pickle
         raise ValueError(f"{path}: not a weights file ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(weights, dict):

@@ -26,7 +26,7 @@ def refuse_foreign(run: Path) -> None:
 
 def open_run(run: Path, config: Mapping[str, Any], trained_on: Mapping[str, Any]) -> None:
     """Says in the run folder what it is, or checks that what is there is this run. Raises ValueError naming what differs."""
-    file = run / "config.yaml"
+    file, config = run / "config.yaml", json.loads(json.dumps(config))
     if file.exists():
         try:
             before = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -34,9 +34,11 @@ def open_run(run: Path, config: Mapping[str, Any], trained_on: Mapping[str, Any]
             settings_before = {(part, name): value for part in config for name, value in before[part].items()}
         except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: not a run's configuration ({' '.join(str(error).split())})") from None
-        for part, values in json.loads(json.dumps(config)).items():
+        for part, values in config.items():
             for name, value in values.items():
-                if name not in MAY_CHANGE and settings_before.get((part, name), value) != value:
+                if name == "init_from" and value is None:  # resuming does not need the other run, which may be gone
+                    values[name] = settings_before.get((part, name))
+                elif name not in MAY_CHANGE and settings_before.get((part, name), value) != value:
                     raise ValueError(
                         f"{part}.{name} is {value}, but {run} was started with {settings_before[part, name]}; "
                         "use the same settings to resume, or another --out"
@@ -44,7 +46,7 @@ def open_run(run: Path, config: Mapping[str, Any], trained_on: Mapping[str, Any]
         if data_before != trained_on:
             raise ValueError(f"{run} was trained on other patches (their content hash differs); choose another --out")
     write_atomically(run / "trained_on.json", (json.dumps(trained_on, indent=1) + "\n").encode())
-    write_atomically(file, yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False).encode())
+    write_atomically(file, yaml.safe_dump(config, sort_keys=False).encode())
 
 
 def write_model_card(run: Path, training: TrainingConfig, trained_on: Mapping[str, Any], asked_for: str, warnings: Sequence[str]) -> None:

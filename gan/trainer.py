@@ -86,9 +86,10 @@ class Trainer:
         self, shape: Sequence[int], networks: NetworkConfig, config: TrainingConfig, conditions: int = 0,
         processes: Processes | None = None, encoder: Encoder | None = None,
     ):  # fmt: skip
-        self.shape, self.config, self.encoder, self.step, self.skipped = tuple(shape), config, encoder, 0, 0
+        self.shape, self.config, self.step, self.skipped = tuple(shape), config, 0, 0
         self.processes = processes or Processes(config)
         self.device, self.dtype = self.processes.device, self.processes.dtype
+        self.encoder = encoder and encoder.to(self.device, self.dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.default_rng([config.seed, _INIT]).integers(2**63)))
             generator = Generator(shape, networks.channels, networks.latent, conditions)

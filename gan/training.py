@@ -88,7 +88,8 @@ class _Loop:
         except FileNotFoundError:
             pass
         track = self.hooks.tracker(trainer.step) if first_process else None
-        started, first, saved = time.monotonic(), trainer.step, trainer.step
+        first = saved = counted = trainer.step
+        since = time.monotonic()
         try:
             while trainer.step < config.steps and not self._asked_to_stop():
                 update = trainer.update(self.data)
@@ -100,8 +101,7 @@ class _Loop:
                 show = last or bool(config.samples_every and step % config.samples_every == 0)
                 metrics = {}
                 if log or step == first + 1:  # a sign of life at once
-                    per_second = (step - first) / (time.monotonic() - started)
-                    metrics = self._metrics(update, per_second)
+                    metrics = self._metrics(update, (step - counted) / (time.monotonic() - since))
                 if keep or show:
                     trainer.settle(self.data)
                 if keep:
@@ -115,6 +115,8 @@ class _Loop:
                 if keep:
                     self._save()
                     saved = step
+                if metrics:
+                    counted, since = step, time.monotonic()  # so that looks at samples do not count as training
             if track is not None and trainer.step > saved:
                 trainer.settle(self.data)
                 self._save()
