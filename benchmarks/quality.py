@@ -305,14 +305,15 @@ def main(arguments: Sequence[str]) -> None:
         print(line)
     found = ratios(curves, reference.floor, seconds)
     for name, ratio in found.items():
-        print(f"{name:<56}{ratio:>8.3f}")
+        print(f"{name:<64}{ratio:>8.3f}")
     if options.json:
         conditions = {
             "date": str(date.today()), "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(),
             "cores": os.cpu_count(), "threads": options.threads, "workers": options.workers, "cpu_seconds": seconds, "seeds": seeds, "held_out": held_out,
             "nodules": reference.counts, "samples": sizes.samples, "floor": reference.floor, "curves": curves,
         }  # fmt: skip
-        options.json.write_text(json.dumps({"ratios": found, "conditions": conditions}, indent=1) + "\n", encoding="utf-8")
+        finite = {name: ratio if ratio < float("inf") else None for name, ratio in found.items()}  # JSON has no infinity
+        options.json.write_text(json.dumps({"ratios": finite, "conditions": conditions}, indent=1) + "\n", encoding="utf-8")
     if options.picture:
         draw(options.picture, curves, reference, held_out)
 
@@ -346,7 +347,7 @@ def median_curve(runs: Sequence[Sequence[Point]], family: str) -> list[float]:
 def ratios(curves: Mapping[str, list[list[Point]]], floor: Mapping[str, float], seconds: float) -> dict[str, float]:
     """Each of our recipes over the textbook whose median distance is the lower one at the end; below 1 is better.
 
-    A distance that is not reached has no time in it."""
+    A distance that is not reached has infinite time."""
     found: dict[str, float] = {}
     peers = [name for name in TEXTBOOK if name in curves]
     for family in FAMILIES if peers else ():

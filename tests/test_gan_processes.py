@@ -44,6 +44,11 @@ def test_shares_keep_patients_whole_and_processes_alike(sizes, count, seed):
     assert max(held.values()) - min(held.values()) <= max(sizes)
 
 
+def test_the_largest_patient_is_placed_first():
+    owner = shares(np.array([*"abcdef", *"gggggg"]), 2)
+    assert Counter(owner.tolist()) == {0: 6, 1: 6}
+
+
 def write_patches(path: Path, patients: int, known: bool = True) -> None:
     """16 x 16 discs of two classes; one to five a patient, every fourth patient for validation. known: else of one class, diameters unknown."""
     draws = np.random.default_rng(0)

@@ -103,11 +103,11 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, options):
         **options, "conditions": conditions, "data": discs(conditions=conditions, balance=balance),
         "held_out": discs(20, conditions, seed=1),
     }  # fmt: skip
-    whole = run_training(tmp_path / "whole", 8, validate=by_distance(3, 2, 4), **options)
+    whole = run_training(tmp_path / "whole", 8, validate=by_distance(2, 3, 4), **options)
     assert whole.reached == 8
     reached = [
         run_training(tmp_path / "parts", 8, stop_after=stop_after, validate=by_distance(*found), **options).reached
-        for stop_after, found in ((1, ()), (4, (3,)), (None, (2, 4)))
+        for stop_after, found in ((1, ()), (4, (2,)), (None, (3, 4)))
     ]
     assert reached == [1, 5, 8]
     one, other = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "parts")
@@ -116,7 +116,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, options):
         "generator", "average", "critic", "generator_optimizer", "critic_optimizer",
     }  # fmt: skip
     assert one.model_hash == other.model_hash
-    assert one.best == other.best == {"step": 6, "distance": 2, "measure": "scripted"}
+    assert one.best == other.best == {"step": 3, "distance": 2, "measure": "scripted"}
     parts = run_training(tmp_path / "parts", 8, **options)
     assert without_time(whole.metrics) == without_time(parts.metrics)
     assert [line["step"] for line in whole.metrics] == [2, 3, 4, 6, 8]
@@ -443,3 +443,13 @@ def test_settings_that_make_no_sense_are_refused(change):
 def test_more_frozen_layers_than_the_critic_has_are_refused():
     with pytest.raises(ValueError, match=r"training\.frozen_layers is 2, and the critic has 2 layers"):
         trainer_for(frozen_layers=2)
+
+
+def test_metrics_forget_what_the_resumed_run_will_do_again(tmp_path):
+    tracker = Tracker(tmp_path, 0, {})
+    for step in (10, 20, 30):
+        tracker.log(step, {"x": float(step)})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "x"')  # cut short by a kill
+    Tracker(tmp_path, 20, {}).log(30, {"x": -1.0})
+    assert [json.loads(line)["x"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [10, 20, -1]
