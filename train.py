@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from data.patches import PatchFolder
+    from gan.checkpoint import Checkpoint
     from gan.conditions import Conditions
+    from gan.encoder import Encoder
     from gan.trainer import Trainer, TrainingSet
     from gan.training import Hooks, Validation
 
@@ -53,7 +56,55 @@ Exit codes: 0 all steps done, 2 bad input, 75 stopped by Ctrl-C or SIGTERM and s
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the command line, composes patches, networks and run folder, trains."""
-    stop = _StopOnSignal()
+    stop, options = _StopOnSignal(), _options(arguments)
+
+    from data.patches import PatchFolder
+    from gan.checkpoint import locked
+    from gan.networks import device_of, strides
+    from gan.run_folder import open_run, refuse_foreign
+    from gan.trainer import Trainer
+    from gan.training import train
+    from gan.transfer import start_from
+
+    folder = PatchFolder.open(Path(options.data) if options.data else _demo_patches())
+    strides(folder.shape)
+    device_of(options.training.device)
+    folder.verify()
+    conditions = _conditions(folder, options.networks.condition)
+    training_set = _patches(folder, "train", conditions, options.training.balance)
+    held_out = _patches(folder, "validation", conditions)
+    if len(training_set.patches) == 0:
+        raise ValueError(f"{folder.path}: no lesion patch of a training patient in it")
+    trained_on = _trained_on(folder, training_set)
+    encoder, start = _others_weights(options, len(folder.shape))
+    config = {
+        "networks": asdict(options.networks), "training": asdict(options.training),
+        "start": {"encoder_sha256": encoder and encoder.sha256, "init_from": start and start.model_hash},
+    }  # fmt: skip
+
+    trainer = Trainer(folder.shape, options.networks, options.training, conditions.size, encoder=encoder)
+    say = print if trainer.processes.first else lambda *_, **__: None
+    say(_what(training_set, folder, held_out, conditions), flush=True)
+    if start:
+        say(f"{options.init_from}: {start_from(trainer, conditions, start)}", flush=True)
+    if options.dry_run:
+        _dry_run(trainer, training_set, say)
+        return 0
+    run = Path(options.out)
+    refuse_foreign(run)
+    with locked(run) if trainer.processes.first else nullcontext():
+        if trainer.processes.first:
+            open_run(run, config, trained_on)
+        validate = _validation(folder, training_set, held_out) if trainer.processes.first else None
+        hooks = _hooks(run, options, folder, validate, {**config, "trained_on": trained_on}, stop)
+        say(f"run folder {run}", flush=True)
+        reached = train(trainer, training_set, held_out, conditions, options.networks, run, trained_on, hooks)
+        trainer.processes.close()
+        return _ended(run, reached, options.training, trained_on, conditions) if trainer.processes.first else 0
+
+
+def _options(arguments: Sequence[str]) -> Any:
+    """The command line and the configuration file, on top of the preset that either of them names."""
     parser = command_parser("python train.py", DESCRIPTION)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_argument(
@@ -79,70 +130,35 @@ def main(arguments: Sequence[str]) -> int:
     if options.preset != preset:  # it stands in a configuration file
         _start_from_preset(parser, options.preset)
         options = parse(parser, arguments)
+    return options
 
-    from data.patches import PatchFolder
-    from gan.checkpoint import load_checkpoint, locked
-    from gan.networks import device_of, strides
-    from gan.run_folder import open_run, refuse_foreign, write_model_card
-    from gan.trainer import Trainer
-    from gan.training import train
-    from gan.transfer import start_from
 
-    data = Path(options.data) if options.data else _demo_patches()
-    folder = PatchFolder.open(data)
-    strides(folder.shape)
-    device_of(options.training.device)
-    folder.verify()
-    conditions = _conditions(folder, options.networks.condition)
-    training_set = _patches(folder, "train", conditions, options.training.balance)
-    held_out = _patches(folder, "validation", conditions)
-    if len(training_set.patches) == 0:
-        raise ValueError(f"{data}: no lesion patch of a training patient in it")
-    trained_on = _trained_on(folder, training_set)
-    run, steps = Path(options.out), options.training.steps
-    config: dict[str, Any] = {"networks": asdict(options.networks), "training": asdict(options.training)}
-    encoder = None
-    if options.encoder:
-        from gan.encoder import load_encoder
+def _others_weights(options: Any, dims: int) -> tuple[Encoder | None, Checkpoint | None]:
+    """What --encoder and --init-from name: an encoder, and the best checkpoint of another run, or its newest."""
+    from gan.checkpoint import load_checkpoint
+    from gan.encoder import load_encoder
 
-        encoder = load_encoder(Path(options.encoder), len(folder.shape))
-    config["start"] = {"encoder_sha256": encoder and encoder.sha256, "init_from": None}
-    if options.init_from:
-        start = load_checkpoint(Path(options.init_from), "best" if load_checkpoint(Path(options.init_from)).best else None)
-        config["start"]["init_from"] = start.model_hash
+    encoder = load_encoder(Path(options.encoder), dims) if options.encoder else None
+    if not options.init_from:
+        return encoder, None
+    newest = load_checkpoint(Path(options.init_from))
+    return encoder, load_checkpoint(Path(options.init_from), "best") if newest.best else newest
 
-    def say(line: str) -> None:
-        if trainer.processes.first:
-            print(line, flush=True)
 
-    trainer = Trainer(folder.shape, options.networks, options.training, conditions.size, encoder=encoder)
-    say(_what(training_set, folder, held_out, conditions))
-    if options.init_from:
-        say(f"{options.init_from}: {start_from(trainer, conditions, start)}")
-    if options.dry_run:
-        _dry_run(trainer, training_set, say)
-        return 0
-    refuse_foreign(run)
-    with locked(run) if trainer.processes.first else nullcontext():
-        if trainer.processes.first:
-            open_run(run, config, trained_on)
-        validate = _validation(folder, training_set, held_out) if trainer.processes.first else None
-        hooks = _hooks(run, options, folder, validate, {**config, "trained_on": trained_on}, stop)
-        say(f"run folder {run}")
-        reached = train(trainer, training_set, held_out, conditions, options.networks, run, trained_on, hooks)
-        trainer.processes.close()
-        if not trainer.processes.first:
-            return 0
-        if reached < steps:
-            print(f"stopped at step {reached} of {steps}, saved; the same command resumes")
-            return STOPPED
-        asked_for = ", ".join([*conditions.classes, *["a diameter in mm"] * conditions.diameter])
-        write_model_card(run, options.training, trained_on, asked_for, _advice(run))
-    best = load_checkpoint(run).best
+def _ended(run: Path, reached: int, training: TrainingConfig, trained_on: dict[str, Any], conditions: Conditions) -> int:
+    """Says how the run ended and what is next; the exit code."""
+    from gan.checkpoint import load_checkpoint
+    from gan.run_folder import write_model_card
+
+    if reached < training.steps:
+        print(f"stopped at step {reached} of {training.steps}, saved; the same command resumes")
+        return STOPPED
+    asked_for = ", ".join([*conditions.classes, *["a diameter in mm"] * conditions.diameter])
+    write_model_card(run, training, trained_on, asked_for, _advice(run))
     print(f"all {reached} steps done; samples in {run / 'samples'}, learning curves in {run / 'curves.png'}")
-    if best:
+    if best := load_checkpoint(run).best:
         print(f"nearest to validation patients: step {best['step']} ({best['measure']} {best['distance']:.2f}); sample.py takes it")
-    formats = "png,nifti,dicom" if len(folder.shape) == 2 else "nifti,dicom"
+    formats = "png,nifti,dicom" if len(trained_on["shape"]) == 2 else "nifti,dicom"
     print(f"next: python sample.py --run {run} --out synthetic --seeds 0-255 --format {formats}")
     return 0
 
@@ -176,6 +192,8 @@ def _demo_patches() -> Path:
     from data.__main__ import main as data_command
 
     phantom, patches, key = DEMO / "phantom", DEMO / "patches", DEMO / "pseudonym.key"
+    if os.environ.get("RANK") and not patches.exists():
+        raise ValueError("the processes of torchrun would all make the demo cohort at once; give --data")
     if not phantom.exists():
         data_command(["phantom", "--out", str(phantom), "--patients", "32", "--lesions", "18", "--seed", "0"])
     if not patches.exists():

@@ -76,6 +76,7 @@ class Tape:
             linear_part()
         self._replaying = False
 
+    @torch.no_grad()  # else each gradient would hold on to its layer's rows
     def gradients(self) -> dict[nn.Parameter, Tensor]:
         """The gradient of every parameter that wants one, after the backward pass and the replay."""
         found: dict[nn.Parameter, Tensor] = {}

@@ -31,6 +31,10 @@ SETTLED_ON = 1 << 20
 """Pixels drawn to measure the averaged generator's batch statistics."""
 
 
+MOST_SKIPPED = 100
+"""Steps in a row that are skipped because their gradient is not finite; then nothing is left to hope for."""
+
+
 class Patches(Protocol):
     """Training patches: a length, and float32 (N, 1, *shape) in [-1, 1] at positions (N,)."""
 
@@ -86,7 +90,7 @@ class Trainer:
         self, shape: Sequence[int], networks: NetworkConfig, config: TrainingConfig, conditions: int = 0,
         processes: Processes | None = None, encoder: Encoder | None = None,
     ):  # fmt: skip
-        self.shape, self.config, self.step, self.skipped = tuple(shape), config, 0, 0
+        self.shape, self.config, self.step, self.skipped, self._skipped_in_a_row = tuple(shape), config, 0, 0, 0
         self.processes = processes or Processes(config)
         self.device, self.dtype = self.processes.device, self.processes.dtype
         self.encoder = encoder and encoder.to(self.device, self.dtype)
@@ -177,8 +181,10 @@ class Trainer:
     def _usable(self, norm: float, culprit: Callable[[], str]) -> bool:
         """Whether a gradient can be taken. Raises NotFinite where it cannot and the configuration says to stop."""
         if math.isfinite(norm):
+            self._skipped_in_a_row = 0
             return True
-        if self.config.not_finite == "stop":
+        self._skipped_in_a_row += 1
+        if self.config.not_finite == "stop" or self._skipped_in_a_row >= MOST_SKIPPED:
             raise NotFinite(
                 f"training diverged: the gradient of step {self.step + 1} is not finite, first seen in {culprit()}; the last checkpoint is "
                 "whole. Start anew with a lower training.learning_rate, or skip such steps (--training.not_finite skip)"
