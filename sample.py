@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     seeds = _seeds(options.seeds)
     formats = _formats(options.format)
     model = load_model(
-        Path(options.run), _step(Path(options.run), options.step), average=options.average, device=options.device,
+        Path(options.run), None if options.step == "newest" else options.step, average=options.average, device=options.device,
         warn=lambda line: print(f"warning: {line}", file=sys.stderr),
     )  # fmt: skip
     spec = _spec(options.run, model.trained_on, bool(model.conditions.classes))
@@ -97,15 +97,6 @@ def _spec(run, trained_on, classes_known):
         )  # fmt: skip
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{run}: its checkpoint does not say what it was trained on ({error!r}); it is damaged or foreign") from None
-
-
-def _step(run, wanted):
-    """The step to load: the best where one was found, else the newest."""
-    from gan.checkpoint import load_checkpoint
-
-    if wanted == "newest" or (wanted == "best" and load_checkpoint(run).best is None):
-        return None
-    return wanted
 
 
 def _asked_for(model, seeds, wanted: str, diameter: str, classes):

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     from gan.training import train
     from gan.transfer import start_from
 
-    folder = PatchFolder.open(Path(options.data) if options.data else _demo_patches())
+    folder = PatchFolder.open(Path(options.data) if options.data else demo_patches(DEMO))
     strides(folder.shape)
     device_of(options.training.device)
     folder.verify()
@@ -134,29 +134,25 @@ def _options(arguments: Sequence[str]) -> Any:
 
 
 def _others_weights(options: Any, dims: int) -> tuple[Encoder | None, Checkpoint | None]:
-    """What --encoder and --init-from name: an encoder, and the best checkpoint of another run, or its newest."""
+    """What --encoder and --init-from name: an encoder, and the best checkpoint of another run."""
     from gan.checkpoint import load_checkpoint
     from gan.encoder import load_encoder
 
     encoder = load_encoder(Path(options.encoder), dims) if options.encoder else None
-    if not options.init_from:
-        return encoder, None
-    newest = load_checkpoint(Path(options.init_from))
-    return encoder, load_checkpoint(Path(options.init_from), "best") if newest.best else newest
+    return encoder, load_checkpoint(Path(options.init_from), "best") if options.init_from else None
 
 
 def _ended(run: Path, reached: int, training: TrainingConfig, trained_on: dict[str, Any], conditions: Conditions) -> int:
     """Says how the run ended and what is next; the exit code."""
-    from gan.checkpoint import load_checkpoint
     from gan.run_folder import write_model_card
 
     if reached < training.steps:
         print(f"stopped at step {reached} of {training.steps}, saved; the same command resumes")
         return STOPPED
     asked_for = ", ".join([*conditions.classes, *["a diameter in mm"] * conditions.diameter])
-    write_model_card(run, training, trained_on, asked_for, _advice(run))
+    best = write_model_card(run, training, trained_on, asked_for, _advice(run)).best
     print(f"all {reached} steps done; samples in {run / 'samples'}, learning curves in {run / 'curves.png'}")
-    if best := load_checkpoint(run).best:
+    if best:
         print(f"nearest to validation patients: step {best['step']} ({best['measure']} {best['distance']:.2f}); sample.py takes it")
     formats = "png,nifti,dicom" if len(trained_on["shape"]) == 2 else "nifti,dicom"
     print(f"next: python sample.py --run {run} --out synthetic --seeds 0-255 --format {formats}")
@@ -187,11 +183,11 @@ def _start_from_preset(parser: ArgumentParser, preset: str) -> None:
     parser.set_defaults({f"training.{name}": value for name, value in PRESETS.get(preset, {}).items()})
 
 
-def _demo_patches() -> Path:
-    """The demo cohort's patch folder, made on first use by the commands the README shows."""
+def demo_patches(place: Path) -> Path:
+    """The demo cohort's patch folder in this folder, made on first use by the commands the README shows."""
     from data.__main__ import main as data_command
 
-    phantom, patches, key = DEMO / "phantom", DEMO / "patches", DEMO / "pseudonym.key"
+    phantom, patches, key = place / "phantom", place / "patches", place / "pseudonym.key"
     if os.environ.get("RANK") and not patches.exists():
         raise ValueError("the processes of torchrun would all make the demo cohort at once; give --data")
     if not phantom.exists():

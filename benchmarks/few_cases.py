@@ -12,6 +12,7 @@ whole patients, the smaller sets within the larger ones; seed k draws the k-th s
   from phantoms               from a run on the lesions of the demo's procedural cohort: those cost nobody anything
   ..., 1 layer frozen         the critic's first layer stays as the other run left it
   ..., lr 3e-4                fine-tuning at a third of the learning rate
+  from scratch, as long       from scratch, for the time of a run and of the one it would have started from
 
 The runs to start from are trained once, for half as long again. 1,000 samples of the averaged generator are compared with the nodules of
 the validation patients by squared Fréchet distance in quality.py's two families of features; its header describes them. The floor is
@@ -54,12 +55,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.quality import FAMILIES, QUICK, WINDOW, Reference, Sizes, luna_patches
+from benchmarks.quality import FAMILIES, QUICK, WINDOW, Reference, Sizes, fixed_latents, luna_patches, samples
 from data.__main__ import main as data_command
 from data.command import run_command
 from data.export import write_preview
 from data.patches import PatchFolder, WindowedPatches
-from data.preprocess import from_unit
 from evaluate.attributes import lesion_attributes
 from evaluate.distances import frechet_distance, squared_distances, standardise
 from evaluate.features import radiomics
@@ -70,6 +70,7 @@ from gan.config import NetworkConfig, TrainingConfig
 from gan.trainer import Trainer, TrainingSet
 from gan.training import in_memory
 from gan.transfer import start_from
+from train import demo_patches
 
 NODULES = (30, 100, 300)
 MOMENTS = (0, 1 / 6, 1 / 3, 2 / 3, 1)
@@ -91,11 +92,13 @@ Point = dict[str, float]
 class Way:
     """Of training on few cases. start: the run whose weights it starts from, or None. settings: what differs from the defaults.
 
+    longer: its time, as a multiple of the others'.
     conditional, balance: trained on all classes, told which is which; how much rare ones are preferred (ground glass only).
     """
 
     start: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    longer: float = 1.0
     conditional: bool = False
     balance: float = 0.0
 
@@ -106,6 +109,7 @@ LUNA_WAYS = {
     "from phantoms": Way("phantoms"),
     "other patches, 1 layer frozen": Way("other patches", {"frozen_layers": 1}),
     "other patches, lr 3e-4": Way("other patches", {"learning_rate": 3e-4}),
+    "from scratch, as long": Way(longer=1 + LONGER_START),
 }
 GROUND_GLASS_WAYS = {
     "ground glass alone": Way(),
@@ -153,18 +157,6 @@ def pretrained(
     return Checkpoint(trainer.step, described, {"shape": list(folder.shape)}, trainer.tensors()), {**point, "patches": len(indices)}
 
 
-@torch.inference_mode()
-def drawn(generator: nn.Module, latents: torch.Tensor, condition: np.ndarray | None = None) -> np.ndarray:
-    """int16 HU (N, *shape), of a generator in eval mode; condition: (K,), the same for all."""
-    rows = None if condition is None else torch.from_numpy(condition).expand(len(latents), -1)
-    parts = [generator(z, None if rows is None else rows[: len(z)]) for z in latents.split(50)]
-    return from_unit(torch.cat(parts)[:, 0].numpy(), WINDOW)
-
-
-def latents(count: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(12345).standard_normal((count, NetworkConfig().latent), dtype=np.float32))
-
-
 def within_patients(patients: np.ndarray, sizes: Sequence[int], rng: np.random.Generator) -> dict[int, np.ndarray]:
     """size -> rows, of whole patients, each size's within the next one's; a patient with too many for one size waits for the next."""
     found, rows, waiting = {}, np.zeros(0, int), rng.permutation(np.unique(patients)).tolist()
@@ -182,7 +174,7 @@ class Luna:
     """The study of few nodules: patches, what is measured by, and the runs to start from."""
 
     def __init__(self, place: Path, seconds: float, sizes: Sizes):
-        self.seconds, self.latents = seconds, latents(sizes.samples)
+        self.seconds, self.latents = seconds, fixed_latents(sizes.samples)
         self.networks, self.config = NetworkConfig(), TrainingConfig(device="cpu")
         self.folder = luna_patches(place)
         self.reference = Reference(self.folder, "validation", sizes.encoder_steps)
@@ -191,7 +183,8 @@ class Luna:
         self.patients = self.folder.rows.names("patient", self.nodules)
         held_out = self.folder.select(splits=["validation"], classes=nodule)
         self.held_out, self.held_out_patients = self.folder.hu(held_out), self.folder.rows.names("patient", held_out)
-        phantoms = phantom_patches(place)
+        with redirect_stdout(sys.stderr):
+            phantoms = PatchFolder.open(demo_patches(place / "demo"))
         others = self.folder.select(splits=["train"], classes=[str(self.folder.background)])
         self.starts, self.cost = {}, {}
         for name, folder, rows in (
@@ -208,13 +201,13 @@ class Luna:
         few, shown = self.few(count, seed), []
 
         def look(generator: nn.Module) -> Point:
-            shown[:] = [drawn(generator, self.latents)]
+            shown[:] = [samples(generator, self.latents)]
             return self.reference.distances(shown[0])
 
         config = replace(self.config, seed=seed, **way.settings)
         data = TrainingSet(WindowedPatches(self.folder, self.nodules[few]))
         start = self.starts[way.start] if way.start else None
-        _, points = train(self.folder.shape, self.networks, config, data, Conditions(), start, self.seconds, MOMENTS, look)
+        _, points = train(self.folder.shape, self.networks, config, data, Conditions(), start, self.seconds * way.longer, MOMENTS, look)
         return Run(points, shown[0], self.copying(shown[0], few))
 
     def copying(self, samples: np.ndarray, few: np.ndarray) -> Point:
@@ -235,23 +228,11 @@ class Luna:
         return {family: frechet_distance(self.reference.training[family][few], self.reference.held_out[family]) for family in FAMILIES}
 
 
-def phantom_patches(place: Path) -> PatchFolder:
-    """The demo's procedural cohort, at the size of the nodules."""
-    scans, key = place / "phantom", place / "key"
-    with redirect_stdout(sys.stderr):
-        data_command(["phantom", "--out", str(scans), "--patients", "32", "--lesions", "18", "--seed", "0"])
-        data_command([
-            "prepare", str(scans), "--lesions", str(scans / "annotations.csv"), "--out", str(place / "phantom-patches"), "--size", "32",
-            "--spacing", "1.25", "--slices", "3", "--background", "0", "--processes", "1", "--key", str(key),
-        ])  # fmt: skip
-    return PatchFolder.open(place / "phantom-patches")
-
-
 class GroundGlass:
     """The study of a rare class in cubes. Fold k leaves out a third of its patients."""
 
     def __init__(self, place: Path, seconds: float, samples: int):
-        self.seconds, self.latents = seconds, latents(samples)
+        self.seconds, self.latents = seconds, fixed_latents(samples)
         self.networks, self.config = NetworkConfig(channels=16), TrainingConfig(batch=16, device="cpu")
         self.folder = nodule_cubes(place)
         self.indices = self.folder.select()  # whatever their split: patients are left out by fold
@@ -274,14 +255,14 @@ class GroundGlass:
         rows = np.flatnonzero(~out & ((self.labels == RARE) | way.conditional))
         labels = self.labels[rows].tolist()
         conditions = self.conditions if way.conditional else Conditions()
-        wanted = conditions.encode([RARE], [np.nan])[0] if way.conditional else None
+        wanted = torch.from_numpy(conditions.encode([RARE], [np.nan])[0]) if way.conditional else None
         data = TrainingSet(
             WindowedPatches(self.folder, self.indices[rows]), conditions.encode(labels, [np.nan] * len(labels)) if way.conditional else None,
             drawing_weights(self.labels[rows], way.balance),
         )  # fmt: skip
 
         def look(generator: nn.Module) -> Point:
-            hu = drawn(generator, self.latents, wanted)
+            hu = samples(generator, self.latents, wanted)
             shown[:] = [hu, self.standardised(self.extractor.compute(hu), fold)]
             return {"energy": energy_distance(self.standardised(self.features[out], fold), shown[1]), **self.measured(hu)}
 
@@ -366,7 +347,10 @@ def luna_table(study: Luna, runs: LunaRuns) -> Iterator[str]:
             for name, by_seed in ways.items():
                 ends = [run.points[-1][family] for run in by_seed.values()]
                 middles = [statistics.median(run.points[n][family] for run in by_seed.values()) for n in range(len(MOMENTS))]
-                yield f"{name:<34}" + "".join(f"{d:>9.2f}" for d in middles) + f"   {min(ends):.2f}, {max(ends):.2f}"
+                shown = "".join(f"{d:>9.2f}" for d in middles)
+                if (longer := LUNA_WAYS[name].longer) > 1:
+                    shown = f"{f'after {longer * study.seconds:.0f} s:':>36}{middles[-1]:>9.2f}"
+                yield f"{name:<34}{shown}   {min(ends):.2f}, {max(ends):.2f}"
             own = statistics.median(study.themselves(count, seed)[family] for seed in next(iter(ways.values())))
             yield f"{'the nodules themselves':<34}{own:>45.2f}   (all training nodules, the floor: {study.reference.floor[family]:.2f})"
     yield ""
@@ -385,7 +369,10 @@ def luna_ratios(runs: LunaRuns) -> dict[str, float]:
             for family in FAMILIES:
                 distances = {name: statistics.median(run.points[moment][family] for run in by.values()) for name, by in ways.items()}
                 scratch = distances.pop("from scratch")
-                found |= {f"{count}_nodules_{key(name)}_{family}_{when}": round(scratch / d, 3) for name, d in distances.items()}
+                found |= {
+                    f"{count}_nodules_{key(name)}_{family}_{when}": round(scratch / distance, 3)
+                    for name, distance in distances.items() if moment == -1 or LUNA_WAYS[name].longer == 1
+                }  # fmt: skip
     return found
 
 

@@ -57,7 +57,7 @@ from data.preprocess import from_unit, to_unit
 from evaluate.detector import augment_classic
 from evaluate.distances import frechet_distance, standardise
 from evaluate.features import radiomics
-from gan.config import NetworkConfig, TrainingConfig
+from gan.config import PRESETS, NetworkConfig, TrainingConfig
 from gan.losses import critic_loss_textbook
 from gan.networks import Critic, Generator
 from gan.trainer import Trainer, TrainingSet
@@ -211,12 +211,18 @@ def encoded(encoder: nn.Module, hu: np.ndarray) -> np.ndarray:
     return torch.cat([encoder(some[:, None]) for some in torch.from_numpy(to_unit(hu, WINDOW)).split(250)]).double().numpy()
 
 
+def fixed_latents(count: int) -> Tensor:
+    """(N, latent), always the same."""
+    return torch.from_numpy(np.random.default_rng(12345).standard_normal((count, NetworkConfig().latent), dtype=np.float32))
+
+
 @torch.inference_mode()
-def samples(generator: nn.Module, latents: Tensor) -> np.ndarray:
-    """int16 HU (N, H, W), drawn in eval mode; the generator is left as it was."""
+def samples(generator: nn.Module, latents: Tensor, condition: Tensor | None = None) -> np.ndarray:
+    """int16 HU (N, *S), drawn in eval mode; condition: (K,), the same for all. The generator is left as it was."""
     was_training = generator.training
     generator.eval()
-    patches = torch.cat([generator(some) for some in latents.split(100)])[:, 0].numpy()
+    conditions = None if condition is None else condition.expand(100, -1)
+    patches = torch.cat([generator(z, None if conditions is None else conditions[: len(z)]) for z in latents.split(100)])[:, 0].numpy()
     generator.train(was_training)
     return from_unit(patches, WINDOW)
 
@@ -242,16 +248,7 @@ def curve(
 def recipes() -> dict[str, Callable[[Sequence[int], int], Training]]:
     """Name -> (shape, seed) -> a run that has not begun."""
     networks = NetworkConfig()
-    paper = TrainingConfig(
-        batch=64,
-        n_critic=5,
-        penalty_weight=10.0,
-        penalty_fraction=1.0,
-        learning_rate=1e-4,
-        betas=(0.0, 0.9),
-        average_share=0.0,
-        device="cpu",
-    )
+    paper = TrainingConfig(**PRESETS["paper"] | {"mirror": True}, device="cpu")
     return {
         "textbook, 1e-4": lambda shape, seed: Textbook(shape, networks, 1e-4, seed),
         "textbook, 2e-4": lambda shape, seed: Textbook(shape, networks, 2e-4, seed),
@@ -291,7 +288,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("want --seconds above 0, and --seeds, --threads and --workers of 1 or more")
     torch.set_num_threads(options.threads)
     sizes, held_out = QUICK if options.quick else Sizes(), "test" if options.test_split else "validation"
-    latents = torch.from_numpy(np.random.default_rng(12345).standard_normal((sizes.samples, NetworkConfig().latent), dtype=np.float32))
+    latents = fixed_latents(sizes.samples)
     with tempfile.TemporaryDirectory() as place:
         folder = luna_patches(Path(place))
         reference = Reference(folder, held_out, sizes.encoder_steps)

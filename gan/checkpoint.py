@@ -90,15 +90,12 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
 def load_checkpoint(run: Path, step: int | Literal["best"] | None = None, warn: Callable[[str], None] = lambda line: None) -> Checkpoint:
     """The run's checkpoint at a step, by default the newest whole one (`warn` is told of damaged newer ones).
 
-    "best" is the step that the newest whole one names as the nearest to validation patients.
-    Raises FileNotFoundError where there is none, ValueError naming the file of a damaged or foreign one,
-    and ValueError for "best" of a run that has none.
+    "best" is the step that the newest whole one names as the nearest to validation patients, or that one itself where none was compared.
+    Raises FileNotFoundError where there is none, ValueError naming the file of a damaged or foreign one.
     """
     if step == "best":
         newest = load_checkpoint(run, warn=warn)
-        if newest.best is None:
-            raise ValueError(f"{run}: no step of it was compared with validation patients, so none is the best; ask for the newest")
-        return load_checkpoint(run, int(newest.best["step"]))
+        return load_checkpoint(run, int(newest.best["step"])) if newest.best and newest.best["step"] != newest.step else newest
     folder = run / "checkpoints"
     steps = [there for there in _steps(folder) if step in (None, there)]
     if not steps:

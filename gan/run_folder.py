@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gan.checkpoint import load_checkpoint, write_atomically
+from gan.checkpoint import Checkpoint, load_checkpoint, write_atomically
 from gan.config import TrainingConfig
 
 MAY_CHANGE = {"steps", "log_every", "samples_every", "checkpoint_every", "not_finite", "device", "devices", "nodes"}
@@ -49,8 +49,10 @@ def open_run(run: Path, config: Mapping[str, Any], trained_on: Mapping[str, Any]
     write_atomically(file, yaml.safe_dump(config, sort_keys=False).encode())
 
 
-def write_model_card(run: Path, training: TrainingConfig, trained_on: Mapping[str, Any], asked_for: str, warnings: Sequence[str]) -> None:
-    """What a reader must know before using the model: data, training, what it is not."""
+def write_model_card(
+    run: Path, training: TrainingConfig, trained_on: Mapping[str, Any], asked_for: str, warnings: Sequence[str]
+) -> Checkpoint:
+    """What a reader must know before using the model: data, training, what it is not. Returns the checkpoint it describes."""
     checkpoint = load_checkpoint(run)
     low, high = trained_on["window"]
     counts = ", ".join(f"{name} {count}" for name, count in trained_on["class_counts"].items())
@@ -75,3 +77,4 @@ A WGAN-GP (Gulrajani et al. 2017) that draws CT patches of lesions. Its images a
 - use: research and training data for detectors, after an audit (`python -m evaluate`). Not for diagnosis.
 """
     write_atomically(run / "model_card.md", card.encode())
+    return checkpoint

@@ -63,21 +63,21 @@ def train(
 
     Raises trainer.NotFinite when a gradient is not finite, OSError when a file cannot be written; the last checkpoint stays.
     """
-    loop = _Loop(trainer, in_memory(data, trainer), held_out, conditions, networks, run, trained_on, hooks)
-    return loop.run()
+    held_out = held_out if held_out is not None and len(held_out.patches) else None
+    return _Loop(trainer, in_memory(data, trainer), held_out, conditions, networks, run, trained_on, hooks).run()
 
 
+@dataclass
 class _Loop:
-    def __init__(self, trainer, data, held_out, conditions, networks, run, trained_on, hooks):  # type: ignore[no-untyped-def]
-        self.trainer: Trainer = trainer
-        self.data: TrainingSet = data
-        self.held_out: TrainingSet | None = held_out if held_out is not None and len(held_out.patches) else None
-        self.conditions: Conditions = conditions
-        self.settings = {"training": asdict(trainer.config), "networks": asdict(networks), "conditions": asdict(conditions)}
-        self.folder: Path = run
-        self.trained_on: Mapping[str, Any] = trained_on
-        self.hooks: Hooks = hooks
-        self.best: Mapping[str, Any] | None = None
+    trainer: Trainer
+    data: TrainingSet
+    held_out: TrainingSet | None
+    conditions: Conditions
+    networks: NetworkConfig
+    folder: Path
+    trained_on: Mapping[str, Any]
+    hooks: Hooks
+    best: Mapping[str, Any] | None = None
 
     def run(self) -> int:
         trainer, config, first_process = self.trainer, self.trainer.config, self.trainer.processes.first
@@ -183,8 +183,9 @@ class _Loop:
         tensors = self.trainer.tensors()
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
             raise ValueError("training diverged: not all weights are finite any more; the last checkpoint is whole")
+        settings = {"training": asdict(self.trainer.config), "networks": asdict(self.networks), "conditions": asdict(self.conditions)}
         random = {"seed": self.trainer.config.seed, "scheme": "numpy.random.default_rng([seed, purpose, step, ...])"}
-        save_checkpoint(self.folder, Checkpoint(self.trainer.step, self.settings, self.trained_on, tensors, random, best=self.best))
+        save_checkpoint(self.folder, Checkpoint(self.trainer.step, settings, self.trained_on, tensors, random, best=self.best))
         self.hooks.saved(self.trainer.step)
 
 
