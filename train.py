@@ -75,6 +75,8 @@ def main(arguments: Sequence[str]) -> int:
     held_out = _patches(folder, "validation", conditions)
     if len(training_set.patches) == 0:
         raise ValueError(f"{folder.path}: no lesion patch of a training patient in it")
+    if options.training.augment and len(held_out.patches) == 0:
+        raise ValueError(f"training.augment goes by validation patients, and {folder.path} has none; leave it out")
     trained_on = _trained_on(folder, training_set)
     encoder, start = _others_weights(options, len(folder.shape))
     config = {

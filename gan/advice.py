@@ -68,7 +68,7 @@ def _overfitting(history: History) -> str | None:
         return None
     return (
         f"The critic knows the training patients by heart: it scores them {gaps[1]:.3g} above held-out ones, and {sign}. Use the best "
-        "checkpoint; next time train on more patients, with augmentation, or for fewer steps."
+        "checkpoint; next time train on more patients, with --training.augment 0.5, or for fewer steps."
     )
 
 

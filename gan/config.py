@@ -40,6 +40,8 @@ class TrainingConfig:
         betas: Of both Adam optimisers.
         average_share: Half-life of the generator's moving average, as a share of the steps so far.
         mirror: Show each training patch flipped left to right half of the time.
+        augment: For few patches: the critic sees all of them changed, the more the more it overfits, measured on validation patients.
+            0 for never; else the overfitting to aim at, such as 0.5.
         balance: 0 draws each class as often as it occurs, 1 every class equally often, values between in between.
         frozen_layers: Of the critic, counted from the image; they keep the weights of --init-from.
         feature_weight: Of the feature-matching loss, where --encoder gives an encoder.
@@ -63,6 +65,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.0, 0.9)
     average_share: float = 0.05
     mirror: bool = True
+    augment: float = 0.0
     balance: float = 0.0
     frozen_layers: int = 0
     feature_weight: float = 1.0
@@ -88,9 +91,48 @@ class TrainingConfig:
             raise ValueError(f"training.betas is {self.betas}, want both from 0 to below 1")
         if not 0 <= self.balance <= 1:
             raise ValueError(f"training.balance is {self.balance}, want 0 (as often as a class occurs) to 1 (every class equally often)")
-        for name in ("average_share", "samples_every", "seed", "frozen_layers", "feature_weight"):
+        for name in ("average_share", "samples_every", "seed", "frozen_layers", "feature_weight", "augment"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, want 0 or more")
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy of every training patient with all their patches: on when epsilon or noise_multiplier is given.
+
+    Args:
+        epsilon: The budget, such as 8; the noise follows from it. 0 for none.
+        delta: The chance that the guarantee leaves out; far below 1 / number of patients.
+        noise_multiplier: For experts: the noise itself, sigma, instead of epsilon.
+        clip_norm: The longest gradient of a patient.
+        patients: Training patients expected in a critic step; 0 for an eighth of them, 16 to 128.
+        patches: Of each patient in a step.
+        critic_steps: In the whole run, which ends with them. With privacy, log_every, samples_every and checkpoint_every count these.
+        n_critic: Critic steps for each generator update, in place of training.n_critic. It grows as the critic loses its hold.
+        adaptive: Let it grow. False keeps it as it is.
+        dry_run: Only say what the budget would mean for these patients.
+    """
+
+    epsilon: float = 0.0
+    delta: float = 1e-5
+    noise_multiplier: float = 0.0
+    clip_norm: float = 1.0
+    patients: int = 0
+    patches: int = 2
+    critic_steps: int = 2000
+    n_critic: int = 10
+    adaptive: bool = True
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no plan can be made of; privacy.plan_for checks the rest."""
+        if self.n_critic < 1:
+            raise ValueError(f"privacy.n_critic is {self.n_critic}, want 1 or more")
+
+    @property
+    def on(self) -> bool:
+        """Whether the run is to be private. A negative value counts too, to be refused by name."""
+        return self.epsilon != 0 or self.noise_multiplier != 0
 
 
 PRESETS = {

@@ -6,6 +6,7 @@ Patches are float32 in [-1, 1].
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -54,24 +55,58 @@ def critic_gradients(
     Raises ValueError when real and synthetic differ in shape.
     """
     _check(real, synthetic)
-    batch, pairs, ordinary = batch or len(real), pairs or len(mix), 2 * len(real)
+    batch, pairs = batch or len(real), pairs or len(mix)
     x = torch.lerp(synthetic[: len(mix)], real[: len(mix)], mix)
-    first = None if condition is None else condition[: len(mix)]
-    conditions = None if condition is None else torch.cat([condition, condition, condition[: len(mix)]])
-    tape = Tape(ordinary)
-    scores = critic(torch.cat([real, synthetic, x]), conditions, tape)
-    weights = torch.ones_like(scores)
-    weights[: len(real)] = -1 / batch
-    weights[len(real) : ordinary] = 1 / batch
-    torch.autograd.grad(scores, tape.anchor, weights, allow_unused=True)
-    with torch.no_grad():  # the weight it passes through wants a gradient, and this is not the way to it
-        g = critic.image_gradient(tape, slice(ordinary, None))
-    norm = g.flatten(1).norm(dim=1).view(mix.shape)
-    v = (2 * penalty_weight / pairs) * (norm - 1) * g / norm.clamp_min(1e-12)
-    tape.replay(lambda: critic(v, first, tape))
-    wasserstein = -(scores.detach() * weights)[:ordinary].sum()
+    of_x = None if condition is None else condition[: len(mix)]
+    each, penalties = real.new_full((len(real),), 1 / batch), real.new_full((len(mix),), penalty_weight / pairs)
+    tape, scores, norm = _both_ways(critic, real, synthetic, x, condition, of_x, each, penalties)
+    wasserstein = (scores[: len(real)].sum() - scores[len(real) : tape.ordinary].sum()) / batch
     penalty = (norm - 1).square().sum() / pairs
     return tape.gradients(), CriticTerms(penalty_weight * penalty - wasserstein, wasserstein, penalty, norm.sum() / pairs)
+
+
+def _both_ways(
+    critic: Critic,
+    real: Tensor,
+    synthetic: Tensor,
+    x: Tensor,
+    condition: Tensor | None,
+    of_x: Tensor | None,
+    each: Tensor,
+    penalties: Tensor,
+) -> tuple[Tape, Tensor, Tensor]:
+    """The rows of `critic_gradients`, recorded; all scores; and the norm of the slope at each interpolate x, (P,), of condition of_x.
+
+    each: (N,), what a pair counts in the loss; penalties: (P,), what an interpolate's penalty does.
+    """
+    tape = Tape(2 * len(real))
+    conditions = None if condition is None or of_x is None else torch.cat([condition, condition, of_x])
+    scores = critic(torch.cat([real, synthetic, x]), conditions, tape)
+    torch.autograd.grad(scores, tape.anchor, torch.cat([-each, each, torch.ones_like(penalties)]).to(scores.dtype), allow_unused=True)
+    with torch.no_grad():  # the weight it passes through wants a gradient, and this is not the way to it
+        g = critic.image_gradient(tape, slice(tape.ordinary, None))
+    norm = g.flatten(1).norm(dim=1)
+    v = (2 * penalties * (norm - 1) / norm.clamp_min(1e-12)).view(-1, *[1] * (x.ndim - 1)) * g
+    tape.replay(lambda: critic(v, of_x, tape))
+    return tape, scores.detach(), norm
+
+
+def patient_gradients(
+    critic: Critic, real: Tensor, synthetic: Tensor, mix: Tensor, there: Tensor, penalty_weight: float, condition: Tensor | None = None
+) -> Iterator[dict[nn.Parameter, Tensor]]:
+    """The gradient of each patient's own critic loss in every parameter that wants one, patient by patient, from the same passes.
+
+    A patient's loss is (1/k) sum_j m_j [f(synthetic_j) - f(real_j)] + (lambda/p) sum_(j < p) m_j GP_j over their k pairs: real and
+    synthetic (n, k, 1, *S), condition (n, k, K), mix (n, p, 1, *ones) in [0, 1] for the first p pairs, there (n, k) with m_j = 1, or 0
+    where a patient has fewer than k. The divisors are fixed, so that one patient's rows say nothing of another's.
+    """
+    n, k, p = *real.shape[:2], mix.shape[1]
+    x = torch.lerp(synthetic[:, :p], real[:, :p], mix).flatten(0, 1)
+    given = None if condition is None else condition.flatten(0, 1)
+    of_x = None if condition is None else condition[:, :p].flatten(0, 1)
+    each, penalties = (there / k).flatten(), (penalty_weight / p * there[:, :p]).flatten()
+    tape, _, _ = _both_ways(critic, real.flatten(0, 1), synthetic.flatten(0, 1), x, given, of_x, each, penalties)
+    return tape.gradients_by_patient(n)
 
 
 def critic_loss_textbook(

@@ -8,7 +8,7 @@ the linear rows v take afterwards. A layer's weight gradient is then one product
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -87,6 +87,29 @@ class Tape:
             if layer.bias is not None and layer.bias.requires_grad:
                 found[layer.bias] = delta[: self.ordinary].sum([0, *range(2, delta.ndim)], dtype=layer.bias.dtype)
         return found
+
+    @torch.no_grad()
+    def gradients_by_patient(self, patients: int) -> Iterator[dict[nn.Parameter, Tensor]]:
+        """As `gradients`, of one patient after the other, so that only one's are ever in memory.
+
+        The real rows, the synthetic and the linear ones each go patient by patient, as many of one as of another.
+        """
+
+        def by_patient(rows: Tensor) -> Tensor:
+            """(rows, maps, ...) -> (patients, rows of each, maps, ...), still channels last in memory."""
+            kinds = rows.movedim(1, -1).tensor_split([self.ordinary // 2, self.ordinary])
+            return torch.cat([kind.reshape(patients, -1, *kind.shape[1:]) for kind in kinds], 1).movedim(-1, 2)
+
+        layers = [(layer, by_patient(x), by_patient(self.deltas[layer])) for layer, x in self.inputs.items()]
+        ordinary = self.ordinary // patients
+        for n in range(patients):
+            found: dict[nn.Parameter, Tensor] = {}
+            for layer, x, delta in layers:
+                if layer.weight.requires_grad:
+                    found[layer.weight] = layer.weight_gradient(x[n], delta[n])
+                if layer.bias is not None and layer.bias.requires_grad:
+                    found[layer.bias] = delta[n, :ordinary].sum([0, *range(2, delta.ndim - 1)])
+            yield found
 
 
 class _Product(torch.autograd.Function):

@@ -10,12 +10,13 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gan.augment import LOOK_EVERY, Changes, Overfitting
 from gan.checkpoint import Checkpoint
 from gan.config import NetworkConfig, TrainingConfig
 from gan.losses import CriticTerms, critic_gradients, generator_loss
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gan.encoder import Encoder
 
 _INIT, _DATA, _LATENT, _STATISTICS = range(4)
+MONITOR = 100
 
 SETTLED_ON = 1 << 20
 """Pixels drawn to measure the averaged generator's batch statistics."""
@@ -57,17 +59,6 @@ class TrainingSet:
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """int64 (count,): positions, drawn independently."""
         return rng.choice(len(self.patches), size=count, p=self.weights)
-
-
-class Update(NamedTuple):
-    """What an update saw: the last critic step's terms, the generator's loss, and the norms of the last gradients.
-    variety: the mean squared distance of two synthetic patches of the batch, as a share of that of two real ones."""
-
-    critic: CriticTerms
-    generator_loss: Tensor
-    critic_gradient_norm: float
-    generator_gradient_norm: float
-    variety: Tensor
 
 
 class NotFinite(ValueError):
@@ -111,21 +102,65 @@ class Trainer:
             torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=config.learning_rate, betas=config.betas, fused=True)
             for net in (self.generator, self.critic)
         )
+        self.overfitting = Overfitting(config.augment) if config.augment else None
+        self.shown = 0
+        """Training patches shown to the critic, by this object."""
         self._owner: np.ndarray | None = None
         self._last: tuple[Tensor, Tensor | None]
 
-    def update(self, data: TrainingSet) -> Update:
-        """n_critic critic steps and one generator step. Raises NotFinite when a gradient is not finite and is not to be skipped."""
+    @property
+    def tick(self) -> int:
+        """What log_every, samples_every and checkpoint_every count."""
+        return self.step
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        return self.step / self.config.steps
+
+    @property
+    def privacy_spent(self) -> dict[str, Any] | None:
+        """What a checkpoint has to say of privacy; None where there is none."""
+        return None
+
+    def about_to_show(self) -> None:
+        """Called before anything of this step leaves the process: a line, a picture, a checkpoint."""
+
+    def update(self, data: TrainingSet, held_out: TrainingSet | None = None) -> dict[str, Tensor | float]:
+        """n_critic critic steps and one generator step; what they saw, by the names of metrics.jsonl.
+
+        Of the last critic step: its loss, the penalty before its weight, the mean norm of the slope, and `variety`, the mean squared
+        distance of two synthetic patches of the batch, as a share of that of two real ones. held_out: what config.augment goes by.
+        Raises NotFinite when a gradient is not finite and is not to be skipped.
+        """
         c = self.config
+        self._share(data)
+        for n in range(c.n_critic):
+            terms, critic_norm, real, synthetic = self._critic_step(data, np.random.default_rng([c.seed, _DATA, self.step, n]))
+        loss, generator_norm = self._generator_step(data, real)
+        self.step += 1
+        self.shown += c.n_critic * c.batch
+        self._move_average()
+        if self.overfitting and held_out is not None and self.step % LOOK_EVERY == 0:
+            self._measure_overfitting(self.overfitting, data, held_out)
+        return {
+            "critic_loss": terms.loss, "generator_loss": loss, "penalty": terms.penalty, "slope_norm": terms.slope_norm,
+            "critic_gradient_norm": critic_norm, "generator_gradient_norm": generator_norm, "variety": _spread(synthetic) / _spread(real),
+            **({"augment_probability": self.overfitting.probability} if self.overfitting else {}),
+        }  # fmt: skip
+
+    def look(self, data: TrainingSet, held_out: TrainingSet | None) -> dict[str, float]:
+        """The critic's Wasserstein estimate on training patches and on held-out ones: where they part, it learns patients by heart."""
+        rngs = (np.random.default_rng([self.config.seed, MONITOR, n]) for n in range(2))
+        sets = {"wasserstein": data, "wasserstein_held_out": held_out}
+        found = {name: self.wasserstein(one, rng) for (name, one), rng in zip(sets.items(), rngs, strict=True) if one is not None}
+        return found | ({"skipped_steps": float(self.skipped)} if self.skipped else {})
+
+    def _share(self, data: TrainingSet) -> None:
+        """Which process shows which patches: decided once."""
         if self.processes.count > 1 and self._owner is None:
             patients = np.arange(len(data.patches)) if data.patients is None else data.patients
             self._owner = shares(patients, self.processes.count)
-        for n in range(c.n_critic):
-            terms, critic_norm, real, synthetic = self._critic_step(data, np.random.default_rng([c.seed, _DATA, self.step, n]))
-        loss, generator_norm = self._generator_step(data, np.random.default_rng([c.seed, _LATENT, self.step]), real)
-        self.step += 1
-        self._move_average()
-        return Update(terms, loss, critic_norm, generator_norm, _spread(synthetic) / _spread(real))
 
     def _critic_step(self, data: TrainingSet, rng: np.random.Generator) -> tuple[CriticTerms, float, Tensor, Tensor]:
         c = self.config
@@ -141,23 +176,27 @@ class Trainer:
             with torch.no_grad():
                 synthetic = self.generator(self._to_device(z[mine]), condition).to(self.dtype)
             found, terms = critic_gradients(
-                self.critic, real, synthetic, self._to_device(mix), c.penalty_weight, condition, batch=c.batch, pairs=pairs
-            )
+                self.critic, self._changed(real, rng, mine), self._changed(synthetic, rng, mine), self._to_device(mix), c.penalty_weight,
+                condition, batch=c.batch, pairs=pairs,
+            )  # fmt: skip
         *gradients, summed = self.processes.sum([*found.values(), torch.stack(terms)])
         norm = _norm(gradients)
         if self._usable(norm, lambda: self._culprit(data, positions, real, synthetic, condition)):
-            _step(self.critic_optimizer, found, gradients)
+            step_with(self.critic_optimizer, found, gradients)
         self._last = synthetic, condition
         return CriticTerms(*summed), norm, real, synthetic
 
-    def _generator_step(self, data: TrainingSet, rng: np.random.Generator, real: Tensor) -> tuple[Tensor, float]:
+    def _generator_step(self, data: TrainingSet, real: Tensor | None) -> tuple[Tensor, float]:
+        """real: for an encoder to compare with."""
         c, mine = self.config, slice(self.processes.rank, None, self.processes.count)
+        rng = np.random.default_rng([c.seed, _LATENT, self.step])
         z = rng.standard_normal((c.batch, self.generator.latent), dtype=np.float32)
-        condition = None if data.condition is None else self._condition(data, data.draw(rng, c.batch)[mine])
+        condition = self._conditions_to_draw(data, rng, c.batch)
+        condition = None if condition is None else condition[mine]
         with self.processes.autocast():
             synthetic = self.generator(self._to_device(z[mine]), condition)
-            loss = generator_loss(self.critic, synthetic, condition, batch=c.batch)
-            if self.encoder is not None:
+            loss = generator_loss(self.critic, self._changed(synthetic, rng, mine), condition, batch=c.batch)
+            if self.encoder is not None and real is not None:
                 from gan.encoder import feature_matching_loss
 
                 loss = loss + c.feature_weight / self.processes.count * feature_matching_loss(self.encoder, real, synthetic)
@@ -167,16 +206,34 @@ class Trainer:
         if self._usable(
             norm, lambda: f"{_first_not_finite(self.generator, 'generator', self._to_device(z[mine]), condition) or 'the loss'}"
         ):
-            _step(self.generator_optimizer, parameters, gradients)
+            step_with(self.generator_optimizer, parameters, gradients)
         return total, norm
 
-    @torch.no_grad()
     def wasserstein(self, data: TrainingSet, rng: np.random.Generator) -> float:
         """Mean score of up to 256 of these patches, less that of the last synthetic ones: the critic's Wasserstein estimate on them."""
-        positions = rng.choice(len(data.patches), size=min(256, len(data.patches)), replace=False)
-        real = self._to_device(data.patches[positions])
-        scores = self.critic(real, self._condition(data, positions))
-        return (scores.mean() - self.critic(*self._last).mean()).item()
+        with torch.no_grad():
+            return self._mean_score(data, rng, 256) - self.critic(*self._last).mean().item()
+
+    @torch.no_grad()
+    def _mean_score(self, data: TrainingSet, rng: np.random.Generator, most: int) -> float:
+        positions = rng.choice(len(data.patches), size=min(most, len(data.patches)), replace=False)
+        return self.critic(self._to_device(data.patches[positions]), self._condition(data, positions)).mean().item()
+
+    def _changed(self, x: Tensor, rng: np.random.Generator, mine: np.ndarray | slice) -> Tensor:
+        """This process's share of a batch as the critic gets to see it."""
+        if not self.overfitting or not self.overfitting.probability:
+            return x
+        return Changes.draw(rng, self.config.batch, self.shape, self.overfitting.probability).of(mine).made(x)
+
+    @torch.no_grad()
+    def _measure_overfitting(self, overfitting: Overfitting, data: TrainingSet, held_out: TrainingSet) -> None:
+        """The processes share their last synthetic patches, so all move alike."""
+        scores = self.critic(*self._last)
+        total, count = self.processes.sum([scores.sum()[None], scores.new_full((1,), len(scores))])
+        rngs = (np.random.default_rng([self.config.seed, MONITOR, 5, self.step, n]) for n in range(2))
+        overfitting.look(
+            *(self._mean_score(one, rng, 64) - (total / count).item() for one, rng in zip((data, held_out), rngs, strict=True))
+        )
 
     def _usable(self, norm: float, culprit: Callable[[], str]) -> bool:
         """Whether a gradient can be taken. Raises NotFinite where it cannot and the configuration says to stop."""
@@ -204,6 +261,10 @@ class Trainer:
             )
             or "the penalty"
         )
+
+    def _conditions_to_draw(self, data: TrainingSet, rng: np.random.Generator, count: int) -> Tensor | None:
+        """(count, K): what to draw samples for, as the training set is."""
+        return None if data.condition is None else self._condition(data, data.draw(rng, count))
 
     def _condition(self, data: TrainingSet, positions: np.ndarray) -> Tensor | None:
         return None if data.condition is None else self._to_device(data.condition[positions])
@@ -234,7 +295,7 @@ class Trainer:
         self.average.train()
         for n in range(max(2, min(16, SETTLED_ON // (c.batch * math.prod(self.shape))))):
             rng = np.random.default_rng([c.seed, _STATISTICS, n])
-            condition = None if data.condition is None else self._condition(data, data.draw(rng, c.batch))
+            condition = self._conditions_to_draw(data, rng, c.batch)
             self.average(self._to_device(rng.standard_normal((c.batch, self.average.latent), dtype=np.float32)), condition)
         self.average.eval()
 
@@ -246,7 +307,7 @@ class Trainer:
         for name, optimizer in self._optimizers():
             for n, state in optimizer.state_dict()["state"].items():
                 named |= {f"{name}_optimizer.{n}.{k}": t for k, t in state.items()}
-        return named
+        return named | ({"augment.state": self.overfitting.state} if self.overfitting else {})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes over a checkpoint's state. Raises ValueError when it is of other networks."""
@@ -263,7 +324,9 @@ class Trainer:
                         tensor = torch.empty_like(like).copy_(tensor)
                     state.setdefault(int(number), {})[what] = tensor
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        except (RuntimeError, ValueError, IndexError) as error:
+            if self.overfitting:
+                self.overfitting.state = checkpoint.tensors["augment.state"]
+        except (RuntimeError, ValueError, IndexError, KeyError) as error:
             cause = str(error).strip().splitlines()
             raise ValueError(
                 f"checkpoint of step {checkpoint.step} does not fit these networks: {cause[min(1, len(cause) - 1)].strip()}"
@@ -282,7 +345,8 @@ def section(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
-def _step(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+def step_with(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+    """An optimiser's step with these gradients."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient.stride() != parameter.stride():  # the fused optimiser walks memory, see restore()
             gradient = torch.empty_like(parameter).copy_(gradient)

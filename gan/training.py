@@ -11,20 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gan.conditions import Conditions
 from gan.config import NetworkConfig
 from gan.tracker import Tracker
-from gan.trainer import Trainer, TrainingSet, Update, latents
+from gan.trainer import MONITOR, Trainer, TrainingSet, latents
 
 GRID = {2: 64, 3: 16}
 """Samples in a grid; their seeds are 0, 1, 2 ..."""
 GRID_DIAMETERS_MM = (5.0, 10.0, 20.0)
 IN_MEMORY = 1 << 30
 """Bytes of windowed patches up to which they are held on the device; more are read from the disk's map."""
-
-_MONITOR = 100
 
 
 class Validation(NamedTuple):
@@ -88,20 +87,25 @@ class _Loop:
         except FileNotFoundError:
             pass
         track = self.hooks.tracker(trainer.step) if first_process else None
-        first = saved = counted = trainer.step
-        since = time.monotonic()
+        first = saved = trainer.step
+        counted, since = (trainer.shown, trainer.progress), time.monotonic()
         try:
-            while trainer.step < config.steps and not self._asked_to_stop():
-                update = trainer.update(self.data)
-                step, last = trainer.step, trainer.step == config.steps
+            while trainer.progress < 1 and not self._asked_to_stop():
+                before = trainer.tick
+                update = trainer.update(self.data, self.held_out)
+                step, last = trainer.step, trainer.progress >= 1
                 if track is None:
                     continue
-                keep = last or step % config.checkpoint_every == 0
-                log = keep or step % config.log_every == 0
-                show = last or bool(config.samples_every and step % config.samples_every == 0)
+                keep, log, show = (
+                    last or bool(every and trainer.tick // every > before // every)
+                    for every in (config.checkpoint_every, config.log_every, config.samples_every)
+                )
+                log = log or keep
                 metrics = {}
+                if log or keep or show or step == first + 1:
+                    trainer.about_to_show()
                 if log or step == first + 1:  # a sign of life at once
-                    metrics = self._metrics(update, (step - counted) / (time.monotonic() - since))
+                    metrics = self._metrics(update, counted, time.monotonic() - since)
                 if keep or show:
                     trainer.settle(self.data)
                 if keep:
@@ -116,8 +120,9 @@ class _Loop:
                     self._save()
                     saved = step
                 if metrics:
-                    counted, since = step, time.monotonic()  # so that looks at samples do not count as training
+                    counted, since = (trainer.shown, trainer.progress), time.monotonic()  # so looks at samples do not count as training
             if track is not None and trainer.step > saved:
+                trainer.about_to_show()
                 trainer.settle(self.data)
                 self._save()
         finally:
@@ -130,20 +135,14 @@ class _Loop:
         asked = torch.tensor([float(self.hooks.should_stop())], device=self.trainer.device)
         return self.trainer.processes.sum([asked])[0].item() > 0
 
-    def _metrics(self, update: Update, steps_per_second: float) -> dict[str, float]:
-        trainer, config = self.trainer, self.trainer.config
+    def _metrics(self, update: Mapping[str, Tensor | float], before: tuple[int, float], seconds: float) -> dict[str, float]:
+        """before: patches shown and progress, so many seconds ago."""
+        trainer = self.trainer
         metrics = {
-            "critic_loss": update.critic.loss.item(), "generator_loss": update.generator_loss.item(),
-            "wasserstein": trainer.wasserstein(self.data, np.random.default_rng([config.seed, _MONITOR, 0])),
-            "penalty": update.critic.penalty.item(), "slope_norm": update.critic.slope_norm.item(),
-            "critic_gradient_norm": update.critic_gradient_norm, "generator_gradient_norm": update.generator_gradient_norm,
-            "variety": update.variety.item(), "images_per_second": steps_per_second * config.n_critic * config.batch,
-            "eta_s": (config.steps - trainer.step) / steps_per_second,
+            **{name: float(value) for name, value in update.items()}, **trainer.look(self.data, self.held_out),
+            "images_per_second": (trainer.shown - before[0]) / seconds,
+            "eta_s": (1 - trainer.progress) / (trainer.progress - before[1]) * seconds,
         }  # fmt: skip
-        if self.held_out is not None:
-            metrics["wasserstein_held_out"] = trainer.wasserstein(self.held_out, np.random.default_rng([config.seed, _MONITOR, 1]))
-        if trainer.skipped:
-            metrics["skipped_steps"] = float(trainer.skipped)
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def _validate(self) -> dict[str, float]:
@@ -151,7 +150,7 @@ class _Loop:
         if self.hooks.validate is None or self.held_out is None:
             return {}
         count = max(64, min(512, (1 << 22) // math.prod(self.trainer.shape)))
-        rng = np.random.default_rng([self.trainer.config.seed, _MONITOR, 2])
+        rng = np.random.default_rng([self.trainer.config.seed, MONITOR, 2])
         positions = self.held_out.draw(rng, count)
         condition = None if self.held_out.condition is None else self.held_out.condition[positions]
         found = self.hooks.validate(self._draw(range(count), condition), positions)
@@ -185,7 +184,8 @@ class _Loop:
             raise ValueError("training diverged: not all weights are finite any more; the last checkpoint is whole")
         settings = {"training": asdict(self.trainer.config), "networks": asdict(self.networks), "conditions": asdict(self.conditions)}
         random = {"seed": self.trainer.config.seed, "scheme": "numpy.random.default_rng([seed, purpose, step, ...])"}
-        save_checkpoint(self.folder, Checkpoint(self.trainer.step, settings, self.trained_on, tensors, random, best=self.best))
+        spent = self.trainer.privacy_spent
+        save_checkpoint(self.folder, Checkpoint(self.trainer.step, settings, self.trained_on, tensors, random, spent, self.best))
         self.hooks.saved(self.trainer.step)
 
 

@@ -94,10 +94,15 @@ def by_distance(*distances):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"conditions": BY_DIAMETER, "balance": 0.5}, {"penalty_fraction": 0.25, "frozen_layers": 1, "precision": "64"}],
-    ids=["plain", "conditional", "frozen, 64 bits"],
-)
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, options):
+    [
+        {}, {"conditions": BY_DIAMETER, "balance": 0.5}, {"penalty_fraction": 0.25, "frozen_layers": 1, "precision": "64"},
+        {"augment": 1e-3},
+    ],
+    ids=["plain", "conditional", "frozen, 64 bits", "augmented"],
+)  # fmt: skip
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, options, monkeypatch):
+    monkeypatch.setattr("gan.trainer.LOOK_EVERY", 1)
+    monkeypatch.setattr("gan.augment.STEP", 0.3)
     conditions, balance = options.get("conditions", NOTHING), options.get("balance", 0)
     options = {
         **options, "conditions": conditions, "data": discs(conditions=conditions, balance=balance),
@@ -113,8 +118,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, options):
     one, other = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "parts")
     assert one.tensors.keys() == other.tensors.keys()
     assert {name.partition(".")[0] for name in one.tensors} == {
-        "generator", "average", "critic", "generator_optimizer", "critic_optimizer",
+        "generator", "average", "critic", "generator_optimizer", "critic_optimizer", *["augment"] * ("augment" in options),
     }  # fmt: skip
+    if "augment" in options:
+        assert len({line["augment_probability"] for line in whole.metrics}) > 1
     assert one.model_hash == other.model_hash
     assert one.best == other.best == {"step": 3, "distance": 2, "measure": "scripted"}
     parts = run_training(tmp_path / "parts", 8, **options)
