@@ -36,7 +36,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=str, default="0-255", help="such as 0-255 or 7,19,100-120")
     parser.add_argument("--format", type=str, default="png", help="png, nifti, dicom, with commas, or none")
     parser.add_argument(
-        "--class", type=str, default="natural", help="class to draw; natural: as often as in training, balanced: equally often"
+        "--class",
+        type=str,
+        default="natural",
+        help="class to draw; natural: as often as in training (of a private run, unknown: equally often), balanced: equally often",
     )
     parser.add_argument("--diameter", type=str, default="natural", help="mm, such as 8 or 6-12; natural: as in training")
     parser.add_argument(
@@ -71,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("png holds 2-D patches only, and this model draws 3-D ones; use --format nifti,dicom")
     manifest = {
         "model_sha256": model.model_hash, "step": model.step, "average": options.average, "seeds": options.seeds, "samples": len(seeds), "class": options["class"], "diameter": options.diameter, "trained_on_sha256": model.trained_on.get("content_sha256"),
-        "png_level": f"HU + {PNG_OFFSET}", "privacy": "no guarantee: trained without differential privacy", "version": _version(),
+        "png_level": f"HU + {PNG_OFFSET}", "privacy": model.guarantee or "no guarantee: trained without differential privacy", "version": _version(),
     }  # fmt: skip
     with new_folder(options.out) as folder:
         writer = PatchWriter(folder, spec)
@@ -112,7 +115,7 @@ def _asked_for(model, seeds, wanted: str, diameter: str, classes):
     if wanted in known or not known:
         labels = [wanted if known else classes[0]] * len(seeds)
     else:
-        chances = np.array([counts.get(name, 0) if wanted == "natural" else 1 for name in known], float)
+        chances = np.array([counts.get(name, 0) if counts and wanted == "natural" else 1 for name in known], float)
         labels = [known[int(np.random.default_rng([seed, 1]).choice(len(known), p=chances / chances.sum()))] for seed in seeds]
     ends = re.fullmatch(r"(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?", diameter)
     if diameter != "natural" and not (model.conditions.diameter and ends and float(ends[1]) <= float(ends[2] or ends[1])):

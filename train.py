@@ -10,12 +10,12 @@ import time
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.command import command_parser, parse, run_command
-from gan.config import PRESETS, NetworkConfig, TrainingConfig
+from gan.config import PRESETS, NetworkConfig, PrivacyConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gan.checkpoint import Checkpoint
     from gan.conditions import Conditions
     from gan.encoder import Encoder
+    from gan.privacy import PrivacyPlan
+    from gan.private_trainer import PrivateTrainer
     from gan.trainer import Trainer, TrainingSet
     from gan.training import Hooks, Validation
 
@@ -44,9 +46,13 @@ as if it had never stopped. Without --data, a procedural demo cohort is made and
   python train.py --data rare --out rare-run --init-from run --training.frozen_layers 1     few cases: from another run's weights
   python train.py --data patches --out run --training.devices 2                 two processes, or GPUs, on this machine
   torchrun --nproc-per-node 2 train.py --data patches --out run                 the same, started by torchrun
+  python train.py --data patches --out private --privacy.epsilon 8              no patient can be told from the model
 
 With several classes the model learns which is which (--networks.condition), and sample.py can be asked for one;
 --training.balance 1 shows rare classes as often as others.
+
+With --privacy.epsilon the run is differentially private for every training patient with all their patches: it says what that
+means before it starts (--privacy.dry_run: only that), and ends before it would exceed its budget. docs/privacy.md explains.
 
 In the run folder: config.yaml, metrics.jsonl, curves.png, samples/*.png (the same latents at every step),
 checkpoints/ (tensors and readable JSON) and model_card.md. Next: python sample.py --run run --help
@@ -61,6 +67,8 @@ def main(arguments: Sequence[str]) -> int:
     from data.patches import PatchFolder
     from gan.checkpoint import locked
     from gan.networks import device_of, strides
+    from gan.privacy import Ledger
+    from gan.private_trainer import PrivateTrainer
     from gan.run_folder import open_run, refuse_foreign
     from gan.trainer import Trainer
     from gan.training import train
@@ -68,41 +76,53 @@ def main(arguments: Sequence[str]) -> int:
 
     folder = PatchFolder.open(Path(options.data) if options.data else demo_patches(DEMO))
     strides(folder.shape)
+    options.training = replace(options.training, learning_rate=options.training.rate(folder.shape))
     device_of(options.training.device)
     folder.verify()
-    conditions = _conditions(folder, options.networks.condition)
+    conditions, private = _conditions(folder, options.networks.condition), options.privacy.on
     training_set = _patches(folder, "train", conditions, options.training.balance)
     held_out = _patches(folder, "validation", conditions)
     if len(training_set.patches) == 0:
         raise ValueError(f"{folder.path}: no lesion patch of a training patient in it")
     if options.training.augment and len(held_out.patches) == 0:
         raise ValueError(f"training.augment goes by validation patients, and {folder.path} has none; leave it out")
-    trained_on = _trained_on(folder, training_set)
+    trained_on = _trained_on(folder, training_set, private)
     encoder, start = _others_weights(options, len(folder.shape))
+    plan = _plan(options, folder, trained_on["patients"], start) if private or options.privacy.dry_run else None
     config = {
-        "networks": asdict(options.networks), "training": asdict(options.training),
+        "networks": asdict(options.networks), "training": asdict(options.training), "privacy": asdict(options.privacy),
         "start": {"encoder_sha256": encoder and encoder.sha256, "init_from": start and start.model_hash},
     }  # fmt: skip
 
-    trainer = Trainer(folder.shape, options.networks, options.training, conditions.size, encoder=encoder)
+    trainer = (
+        PrivateTrainer(folder.shape, options.networks, options.training, options.privacy, plan, conditions)
+        if plan
+        else Trainer(folder.shape, options.networks, options.training, conditions.size, encoder=encoder)
+    )
     say = print if trainer.processes.first else lambda *_, **__: None
-    say(_what(training_set, folder, held_out, conditions), flush=True)
+    say(_what(training_set, folder, held_out, conditions, private), flush=True)
     if start:
         say(f"{options.init_from}: {start_from(trainer, conditions, start)}", flush=True)
-    if options.dry_run:
-        _dry_run(trainer, training_set, say)
+    if isinstance(trainer, PrivateTrainer):
+        say(_promise(trainer), flush=True)
+    if options.dry_run or options.privacy.dry_run:
+        if options.dry_run:
+            _dry_run(trainer, training_set, say)
         return 0
     run = Path(options.out)
     refuse_foreign(run)
     with locked(run) if trainer.processes.first else nullcontext():
         if trainer.processes.first:
             open_run(run, config, trained_on)
-        validate = _validation(folder, training_set, held_out) if trainer.processes.first else None
+        if isinstance(trainer, PrivateTrainer):
+            seen_before = any([*(run / "checkpoints").glob("*.json"), *run.glob("metrics.jsonl")])
+            trainer.spend_before(Ledger(run, trainer.plan, folder.content_hash, seen_before) if trainer.processes.first else None)
+        validate = _validation(folder, training_set, held_out) if trainer.processes.first and not private else None
         hooks = _hooks(run, options, folder, validate, {**config, "trained_on": trained_on}, stop)
         say(f"run folder {run}", flush=True)
-        reached = train(trainer, training_set, held_out, conditions, options.networks, run, trained_on, hooks)
+        train(trainer, training_set, None if private else held_out, conditions, options.networks, run, trained_on, hooks)
         trainer.processes.close()
-        return _ended(run, reached, options.training, trained_on, conditions) if trainer.processes.first else 0
+        return _ended(run, trainer, trained_on, conditions) if trainer.processes.first else 0
 
 
 def _options(arguments: Sequence[str]) -> Any:
@@ -121,6 +141,7 @@ def _options(arguments: Sequence[str]) -> Any:
     parser.add_argument("--dry-run", action="store_true", help="only say what would be trained, and how long it would take")
     parser.add_class_arguments(TrainingConfig, "training")
     parser.add_class_arguments(NetworkConfig, "networks")
+    parser.add_class_arguments(PrivacyConfig, "privacy")
     parser.add_argument(
         "--wandb", type=Literal["off", "offline", "online"], default="off", help="online is the only one that uses the network"
     )
@@ -144,16 +165,56 @@ def _others_weights(options: Any, dims: int) -> tuple[Encoder | None, Checkpoint
     return encoder, load_checkpoint(Path(options.init_from), "best") if options.init_from else None
 
 
-def _ended(run: Path, reached: int, training: TrainingConfig, trained_on: dict[str, Any], conditions: Conditions) -> int:
+def _plan(options: Any, folder: PatchFolder, patients: int, start: Checkpoint | None) -> PrivacyPlan:
+    """What the budget buys with these patients. Raises ValueError for a setting that would break the guarantee."""
+    from gan.privacy import plan_for
+
+    if not options.privacy.on:
+        raise ValueError("privacy.dry_run wants a budget to plan for: give privacy.epsilon too, such as 8")
+    training = options.training
+    for setting, broken, why in (
+        ("--encoder", options.encoder, "feature matching shows the generator real patches"),
+        ("training.balance", training.balance, "it goes by how often classes occur, which tells of patients; each class is drawn equally often"),
+        ("training.augment", training.augment, "it goes by scores of real patches"),
+        ("training.not_finite", training.not_finite == "skip", "whether a step is skipped would tell of patients; theirs never are"),
+        ("the window", folder.unit != "HU", "gray levels of unknown origin may have been scaled by the patients' own; import with --window"),
+        (f"--init-from {options.init_from}", start and start.privacy_spent, "that run is private: its critic is not to be used again"),
+        (f"--init-from {options.init_from}", start and start.trained_on.get("content_sha256") == folder.content_hash,
+         "that run was trained on the same patients, without privacy"),
+    ):  # fmt: skip
+        if broken:
+            raise ValueError(f"{setting} cannot go with privacy: {why}")
+    return plan_for(options.privacy, patients)
+
+
+def _promise(trainer: PrivateTrainer) -> str:
+    """The plan and the guarantee, before anything is spent."""
+    from gan.privacy import warnings
+
+    plan = trainer.plan
+    parameters = sum(p.numel() for p in trainer.critic.parameters() if p.requires_grad)
+    return "\n".join([
+        f"privacy plan: {plan.patients} patients, {plan.expected} expected in a critic step (q = {plan.sample_rate:.4g}), {plan.patches} patches of "
+        f"each; clip norm {plan.clip_norm:g}, noise multiplier {plan.noise_multiplier:g}, {plan.critic_steps} critic steps, delta {plan.delta:g}",
+        f"after all of them: {plan.sentence(plan.critic_steps)}",
+        *(f"warning: {line}" for line in warnings(plan, parameters)),
+    ])  # fmt: skip
+
+
+def _ended(run: Path, trainer: Trainer, trained_on: dict[str, Any], conditions: Conditions) -> int:
     """Says how the run ended and what is next; the exit code."""
     from gan.run_folder import write_model_card
 
-    if reached < training.steps:
-        print(f"stopped at step {reached} of {training.steps}, saved; the same command resumes")
+    reached, training, spent = trainer.step, trainer.config, trainer.privacy_spent
+    if trainer.progress < 1:
+        part = f"{trainer.progress:.0%} of the budget's critic steps" if spent else f"of {training.steps}"
+        print(f"stopped at step {reached}{', ' if spent else ' '}{part}, saved; the same command resumes")
         return STOPPED
     asked_for = ", ".join([*conditions.classes, *["a diameter in mm"] * conditions.diameter])
     best = write_model_card(run, training, trained_on, asked_for, _advice(run)).best
     print(f"all {reached} steps done; samples in {run / 'samples'}, learning curves in {run / 'curves.png'}")
+    if spent:
+        print(spent["sentence"])
     if best:
         print(f"nearest to validation patients: step {best['step']} ({best['measure']} {best['distance']:.2f}); sample.py takes it")
     formats = "png,nifti,dicom" if len(trained_on["shape"]) == 2 else "nifti,dicom"
@@ -235,8 +296,8 @@ def _patches(folder: PatchFolder, split: str, conditions: Conditions, balance: f
     )  # fmt: skip
 
 
-def _trained_on(folder: PatchFolder, data: TrainingSet) -> dict[str, Any]:
-    """What the patches were, never whose."""
+def _trained_on(folder: PatchFolder, data: TrainingSet, private: bool) -> dict[str, Any]:
+    """What the patches were, never whose. private: only what does not change with one patient more, besides their number."""
     import numpy as np
 
     indices = data.patches.indices  # type: ignore[attr-defined]
@@ -244,15 +305,19 @@ def _trained_on(folder: PatchFolder, data: TrainingSet) -> dict[str, Any]:
     diameters = folder.rows.diameter_mm[indices]
     known = diameters[np.isfinite(diameters)]
     tenths = np.percentile(known, range(10, 100, 10)) if len(known) >= 20 else []
-    return {
+    public = {
         "shape": list(folder.shape), "spacing_mm": folder.spacing_mm and list(folder.spacing_mm), "window": list(folder.window),
-        "unit": folder.unit, "classes": list(folder.lesion_classes), "patches": len(indices),
-        "patients": len(set(np.asarray(data.patients).tolist())), "class_counts": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
+        "unit": folder.unit, "classes": list(folder.lesion_classes), "patients": len(set(np.asarray(data.patients).tolist())),
+    }  # fmt: skip
+    return public if private else {
+        **public, "patches": len(indices), "class_counts": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
         "diameter_deciles_mm": [round(float(mm) * 2) / 2 for mm in tenths], "content_sha256": folder.content_hash,
     }  # fmt: skip
 
 
-def _what(data: TrainingSet, folder: PatchFolder, held_out: TrainingSet, conditions: Conditions) -> str:
+def _what(data: TrainingSet, folder: PatchFolder, held_out: TrainingSet, conditions: Conditions, private: bool) -> str:
+    if private:
+        return f"{len(set(data.patients))} training patients, {' x '.join(map(str, folder.shape))}"  # type: ignore[arg-type]
     asked = f"; learns {', '.join([*conditions.classes, *['diameter'] * conditions.diameter])}" if conditions.size else ""
     return (
         f"{len(data.patches)} lesion patches of {len(set(data.patients))} training patients, {' x '.join(map(str, folder.shape))}, "  # type: ignore[arg-type]
@@ -334,6 +399,11 @@ def _progress(step: int, steps: int, metrics: dict[str, float]) -> str:
     minutes, seconds = divmod(round(metrics["eta_s"]), 60)
     held_out = f" (held out {metrics['wasserstein_held_out']:.3f})" if "wasserstein_held_out" in metrics else ""
     distance = next((f"  {name} {value:.2f}" for name, value in metrics.items() if name.startswith("validation/")), "")
+    if "epsilon" in metrics:
+        return (
+            f"step {step}, critic step {metrics['critic_steps']:.0f}  epsilon {metrics['epsilon']:.3f}  {metrics['n_critic']:.0f} critic steps an "
+            f"update  {metrics['images_per_second']:.0f} images/s  {minutes} min {seconds:02d} s left"
+        )
     wasserstein, slope = (metrics.get(name, math.nan) for name in ("wasserstein", "slope_norm"))  # absent where not finite
     return (
         f"step {step}/{steps}  Wasserstein {wasserstein:.3f}{held_out}  slope {slope:.2f}  "
@@ -349,29 +419,25 @@ def _dry_run(trainer: Trainer, data: TrainingSet, say) -> None:
 
     from gan.training import in_memory
 
-    data, config = in_memory(data, trainer), trainer.config
+    data = in_memory(data, trainer)
     for name, net in (("generator", trainer.generator), ("critic", trainer.critic)):
         say(f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters")
     trainer.update(data)
-    started, steps = time.perf_counter(), 0
-    while steps < 3 or (time.perf_counter() - started < 3 and steps < 50):
+    started, first, shown, progress = time.perf_counter(), trainer.step, trainer.shown, trainer.progress
+    while trainer.step < first + 3 or (time.perf_counter() - started < 3 and trainer.step < first + 50):
         trainer.update(data)
-        steps += 1
-    seconds = (time.perf_counter() - started) / steps
+    spent = time.perf_counter() - started
+    whole = spent / (trainer.progress - progress)
     if trainer.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    minutes = seconds * config.steps / 60
     say(
-        f"on {trainer.processes.count} {trainer.device.type} process(es): {config.n_critic * config.batch / seconds:.0f} images/s, "
-        f"{seconds * 1000:.0f} ms a step, {memory:.0f} MiB of memory a process"
+        f"on {trainer.processes.count} {trainer.device.type} process(es): {(trainer.shown - shown) / spent:.0f} images/s, "
+        f"{spent / (trainer.step - first) * 1000:.0f} ms a step, {memory:.0f} MiB of memory a process"
     )
-    say(
-        f"{config.steps} steps would take {minutes:.0f} minutes"
-        if minutes >= 2
-        else f"{config.steps} steps would take {minutes * 60:.0f} seconds"
-    )
+    what = f"{trainer.config.steps} steps" if trainer.privacy_spent is None else "all critic steps of the budget"
+    say(f"{what} would take {whole / 60:.0f} minutes" if whole >= 120 else f"{what} would take {whole:.0f} seconds")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What another run's weights are worth where cases are few: real nodules and a rare class, from scratch against transfer.
 
-  python benchmarks/few_cases.py --picture few.png                    over an hour: 45 runs of 40 CPU seconds, 12 of 160, and 3 to start from
+  python benchmarks/few_cases.py --picture few.png                    over an hour: 54 runs of 40 CPU seconds or 100, 12 of 80, and 3 to start from
   python benchmarks/few_cases.py --study luna --seeds 1
   python benchmarks/few_cases.py --quick --json few.json              about two minutes; shows that it works, and nothing of quality
 
@@ -76,7 +76,7 @@ NODULES = (30, 100, 300)
 MOMENTS = (0, 1 / 6, 1 / 3, 2 / 3, 1)
 """When samples are measured, as shares of a run's time. At 0, transfer shows what it starts with."""
 LONGER_START = 1.5
-LONGER_CUBES = 4
+LONGER_CUBES = 2
 """How much longer than others the runs to start from, and those on cubes, train."""
 RARE = "ground_glass"
 ATTRIBUTES = {"mean_hu": 0, "diameter_mm": 1}

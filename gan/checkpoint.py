@@ -134,12 +134,13 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
-def write_atomically(file: Path, content: bytes) -> None:
+def write_atomically(file: Path, content: bytes, mode: int = 0o644) -> None:
     """The file with this content, or as it was before. Raises OSError, on a full disk for one."""
     partial = file.with_name(f".{file.name}.partial")  # always the same, so what a kill leaves behind is overwritten
     try:
+        partial.touch(mode)
         partial.write_bytes(content)
-        _sync(partial)
+        _sync(partial, mode)
         os.replace(partial, file)
     except BaseException as error:
         with suppress(OSError):
@@ -234,9 +235,9 @@ def _file_hash(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _sync(file: Path) -> None:
-    """Its content is on the disk after this; 0644, for safetensors lets nobody else read."""
-    os.chmod(file, 0o644)
+def _sync(file: Path, mode: int = 0o644) -> None:
+    """Its content is on the disk after this; others may read it, which safetensors would not let them."""
+    os.chmod(file, mode)
     with open(file, "rb+") as written:
         os.fsync(written.fileno())
 

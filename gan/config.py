@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 
@@ -36,7 +38,7 @@ class TrainingConfig:
         n_critic: Critic steps for each generator update.
         penalty_weight: Lambda, the weight of the gradient penalty.
         penalty_fraction: Share of the pairs that the penalty is taken on; its expectation stays the same.
-        learning_rate: Of both Adam optimisers.
+        learning_rate: Of both Adam optimisers. 0 for 1e-3, and less, in proportion, for patches of more than 32,768 pixels.
         betas: Of both Adam optimisers.
         average_share: Half-life of the generator's moving average, as a share of the steps so far.
         mirror: Show each training patch flipped left to right half of the time.
@@ -61,7 +63,7 @@ class TrainingConfig:
     n_critic: int = 1
     penalty_weight: float = 10.0
     penalty_fraction: float = 0.25
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.0
     betas: tuple[float, float] = (0.0, 0.9)
     average_share: float = 0.05
     mirror: bool = True
@@ -81,7 +83,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the first setting that makes no sense."""
-        positive = ("steps", "batch", "n_critic", "learning_rate", "log_every", "checkpoint_every", "devices", "nodes")
+        positive = ("steps", "batch", "n_critic", "log_every", "checkpoint_every", "devices", "nodes")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, want more than 0")
@@ -91,9 +93,13 @@ class TrainingConfig:
             raise ValueError(f"training.betas is {self.betas}, want both from 0 to below 1")
         if not 0 <= self.balance <= 1:
             raise ValueError(f"training.balance is {self.balance}, want 0 (as often as a class occurs) to 1 (every class equally often)")
-        for name in ("average_share", "samples_every", "seed", "frozen_layers", "feature_weight", "augment"):
+        for name in ("average_share", "samples_every", "seed", "frozen_layers", "feature_weight", "augment", "learning_rate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, want 0 or more")
+
+    def rate(self, shape: Sequence[int]) -> float:
+        """The learning rate for patches of this shape: the larger they are, the more the critic changes by a step of the same size."""
+        return self.learning_rate or 1e-3 * min(1.0, 2**15 / prod(shape))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,12 @@ from gan.config import TrainingConfig
 MAY_CHANGE = {"steps", "log_every", "samples_every", "checkpoint_every", "not_finite", "device", "devices", "nodes"}
 """Settings that may differ when a run resumes: they do not change what a step computes."""
 
+NO_GUARANTEE = "**no guarantee**. The model was trained without differential privacy and may remember training patients."
+NOT_COVERED = """
+  Not covered: validation and test patients; what an audit measures on training patients; the number of training patients, which is
+  taken for public; weights that the run started from (--init-from), whose own patients have what that run promised; and the file
+  .privacy.json of the run folder, which stays with the data."""
+
 
 def refuse_foreign(run: Path) -> None:
     """Raises FileExistsError for a folder that is neither empty nor a run, or a run that was killed in its first moment."""
@@ -31,7 +37,7 @@ def open_run(run: Path, config: Mapping[str, Any], trained_on: Mapping[str, Any]
         try:
             before = yaml.safe_load(file.read_text(encoding="utf-8"))
             data_before = json.loads((run / "trained_on.json").read_text(encoding="utf-8"))
-            settings_before = {(part, name): value for part in config for name, value in before[part].items()}
+            settings_before = {(part, name): value for part in config for name, value in before.get(part, {}).items()}
         except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: not a run's configuration ({' '.join(str(error).split())})") from None
         for part, values in config.items():
@@ -55,8 +61,14 @@ def write_model_card(
     """What a reader must know before using the model: data, training, what it is not. Returns the checkpoint it describes."""
     checkpoint = load_checkpoint(run)
     low, high = trained_on["window"]
-    counts = ", ".join(f"{name} {count}" for name, count in trained_on["class_counts"].items())
-    best = checkpoint.best
+    counts = ", ".join(f"{name} {count}" for name, count in trained_on.get("class_counts", {}).items())
+    patches = (
+        f"{trained_on['patches']} patches of {trained_on['patients']} patients ({counts})"
+        if counts
+        else f"{trained_on['patients']} patients"
+    )
+    content = f";\n  content SHA-256 {trained_on['content_sha256']}" if "content_sha256" in trained_on else ""
+    best, private = checkpoint.best, checkpoint.privacy_spent
     chosen = (
         f"the step nearest to validation patients is {best['step']} ({best['measure']} {best['distance']:.2f})"
         if best
@@ -68,12 +80,11 @@ def write_model_card(
 A WGAN-GP (Gulrajani et al. 2017) that draws CT patches of lesions. Its images are synthetic.
 
 - model: SHA-256 {checkpoint.model_hash}, step {checkpoint.step}; {chosen}
-- trained on: {trained_on["patches"]} patches of {trained_on["patients"]} patients ({counts});
-  {" x ".join(map(str, trained_on["shape"]))} pixels, spacing {trained_on["spacing_mm"] or "unknown"} mm, window {low:g} to {high:g} {trained_on["unit"]};
-  content SHA-256 {trained_on["content_sha256"]}
+- trained on: {patches};
+  {" x ".join(map(str, trained_on["shape"]))} pixels, spacing {trained_on["spacing_mm"] or "unknown"} mm, window {low:g} to {high:g} {trained_on["unit"]}{content}
 - can be asked for: {asked_for or "nothing; it draws all classes as one"}
 - training: {", ".join(f"{name} {value}" for name, value in settings.items())}
-{"".join(f"- warning: {line}" + chr(10) for line in warnings)}- privacy: **no guarantee**. The model was trained without differential privacy and may remember training patients.
+{"".join(f"- warning: {line}" + chr(10) for line in warnings)}- privacy: {private["sentence"] + NOT_COVERED if private else NO_GUARANTEE}
 - use: research and training data for detectors, after an audit (`python -m evaluate`). Not for diagnosis.
 """
     write_atomically(run / "model_card.md", card.encode())

@@ -22,13 +22,16 @@ the batch would round differently, and a sample would depend on its neighbours."
 
 @dataclass(frozen=True)
 class Model:
-    """A trained generator, what it can be asked for, and what it was trained on. model_hash: SHA-256 of its checkpoint's tensors."""
+    """A trained generator, what it can be asked for, and what it was trained on. model_hash: SHA-256 of its checkpoint's tensors.
+
+    guarantee: in one sentence, what differential privacy promises of it; None where it was trained without."""
 
     generator: Generator
     conditions: Conditions
     step: int
     model_hash: str
     trained_on: dict[str, Any]
+    guarantee: str | None = None
 
 
 def load_model(
@@ -48,6 +51,7 @@ def load_model(
     checkpoint = load_checkpoint(run, step, warn)
     try:
         networks = checkpoint.config["networks"]
+        guarantee = str(checkpoint.privacy_spent["sentence"]) if checkpoint.privacy_spent else None
         shape = tuple(int(side) for side in checkpoint.trained_on["shape"])
         conditions = Conditions.of(checkpoint.config.get("conditions", {}))
         generator = Generator(shape, int(networks["channels"]), int(networks["latent"]), conditions.size)
@@ -56,7 +60,7 @@ def load_model(
         cause = " ".join(str(error).split())[:200]
         raise ValueError(f"{run}: checkpoint of step {checkpoint.step} does not fit its own configuration ({cause})") from None
     generator = place(generator, device_of(device), len(shape)).eval().requires_grad_(False)
-    return Model(generator.float(), conditions, checkpoint.step, checkpoint.model_hash, dict(checkpoint.trained_on))
+    return Model(generator.float(), conditions, checkpoint.step, checkpoint.model_hash, dict(checkpoint.trained_on), guarantee)
 
 
 def sample(model: Model, seeds: Sequence[int], condition: np.ndarray | None = None) -> Iterator[np.ndarray]:

@@ -99,10 +99,12 @@ class Trainer:
             if isinstance(layer, BatchNorm):
                 layer.sum_over = self.processes.differentiable_sum()
         self.generator_optimizer, self.critic_optimizer = (
-            torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=config.learning_rate, betas=config.betas, fused=True)
+            torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=config.rate(self.shape), betas=config.betas, fused=True)
             for net in (self.generator, self.critic)
         )
         self.overfitting = Overfitting(config.augment) if config.augment else None
+        self.observe: Callable[[dict[nn.Parameter, Tensor]], None] | None = None
+        """Given the critic's gradient before each of its steps: what an attacker who watches the training sees."""
         self.shown = 0
         """Training patches shown to the critic, by this object."""
         self._owner: np.ndarray | None = None
@@ -182,9 +184,14 @@ class Trainer:
         *gradients, summed = self.processes.sum([*found.values(), torch.stack(terms)])
         norm = _norm(gradients)
         if self._usable(norm, lambda: self._culprit(data, positions, real, synthetic, condition)):
-            step_with(self.critic_optimizer, found, gradients)
+            self._critic_step_with(list(found), gradients)
         self._last = synthetic, condition
         return CriticTerms(*summed), norm, real, synthetic
+
+    def _critic_step_with(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+        if self.observe is not None:
+            self.observe(dict(zip(parameters, gradients, strict=True)))
+        _step_with(self.critic_optimizer, parameters, gradients)
 
     def _generator_step(self, data: TrainingSet, real: Tensor | None) -> tuple[Tensor, float]:
         """real: for an encoder to compare with."""
@@ -206,7 +213,7 @@ class Trainer:
         if self._usable(
             norm, lambda: f"{_first_not_finite(self.generator, 'generator', self._to_device(z[mine]), condition) or 'the loss'}"
         ):
-            step_with(self.generator_optimizer, parameters, gradients)
+            _step_with(self.generator_optimizer, parameters, gradients)
         return total, norm
 
     def wasserstein(self, data: TrainingSet, rng: np.random.Generator) -> float:
@@ -345,7 +352,7 @@ def section(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
-def step_with(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+def _step_with(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], gradients: Sequence[Tensor]) -> None:
     """An optimiser's step with these gradients."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient.stride() != parameter.stride():  # the fused optimiser walks memory, see restore()
