@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.command import command_parser, parse, run_command, stages
 from evaluate.config import EvaluateConfig
@@ -61,8 +61,10 @@ def main(arguments: Sequence[str]) -> None:
     for folder in (real, synthetic):
         folder.verify()
     _check_comparable(real, synthetic)
-    _check_origin(real, synthetic)
+    drawn = _manifest(synthetic)
+    _check_origin(drawn.get("trained_on_sha256"), real, synthetic)
     cohort, notes = read_cohort(real, synthetic, config.seed)
+    notes = (*notes, *_privacy_notes(str(drawn.get("privacy", ""))))
     if config.device == "cuda":
         import torch
 
@@ -81,6 +83,29 @@ def main(arguments: Sequence[str]) -> None:
     for sentence in (*summary_of(report), *(f"Note: {note}" for note in report.notes)):
         print(f"- {sentence}")
     print(f"\n{options.out}/report.json\n{options.out}/report.html")
+
+
+def _manifest(synthetic: PatchFolder) -> dict[str, Any]:
+    """What sample.py says of the samples; empty for those that another tool drew."""
+    file = synthetic.path / "sampling.json"
+    if not file.exists():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: not as sample.py wrote it ({' '.join(str(error).split())[:100]}); sample again") from None
+
+
+def _privacy_notes(guarantee: str) -> tuple[str, ...]:
+    """What differential privacy was promised of the samples, and that this report is no part of it."""
+    if not guarantee or guarantee.startswith("no guarantee"):
+        return ()
+    outside = (
+        "This report is outside that guarantee: whatever is measured on training patients here (memorisation, attributes, distances, the "
+        "detector) tells of them, without noise. It stays with those who may see the patients' data, and choosing between private runs by it "
+        "spends privacy that no accountant counts."
+    )
+    return f"The samples come with a guarantee. {guarantee}", outside
 
 
 def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[Cohort, tuple[str, ...]]:
@@ -141,12 +166,8 @@ def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[C
     return Cohort(training, validation, held_out, generated, background if free else {}, compared), tuple(notes)
 
 
-def _check_origin(real: PatchFolder, synthetic: PatchFolder) -> None:
+def _check_origin(trained_on: str | None, real: PatchFolder, synthetic: PatchFolder) -> None:
     """Raises ValueError when the generator was trained on another folder: its training patients may be held out in this one."""
-    manifest = synthetic.path / "sampling.json"
-    if not manifest.exists():
-        return
-    trained_on = json.loads(manifest.read_text(encoding="utf-8")).get("trained_on_sha256")
     if trained_on not in (None, real.content_hash):
         raise ValueError(
             f"{synthetic.path} was drawn by a model trained on another patch folder than {real.path}; its training patients may be "

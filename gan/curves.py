@@ -45,8 +45,9 @@ PANELS = (
         (("critic_gradient_norm", "critic"), ("generator_gradient_norm", "generator")), log=True,
     ),
     Panel("Variety of the samples", "distance of two samples, over real", (("variety", "samples"),), level=(1.0, "as real patches")),
+    Panel("Privacy spent", "epsilon", (("epsilon", "epsilon so far"),)),
+    Panel("Critic steps for an update", "steps", (("n_critic", "critic steps"),), setting=True),
     Panel("Augmentation", "probability", (("augment_probability", "of changing a patch"),), setting=True),
-    Panel("Learning rate", "learning rate, log", (("learning_rate", "learning rate"),), log=True, setting=True),
     Panel("Speed", "training patches a second", (("images_per_second", "speed"),)),
 )  # fmt: skip
 

@@ -27,7 +27,6 @@ def healthy(t: float, rng: np.random.Generator) -> dict[str, float]:
         "critic_gradient_norm": 9 * math.exp(0.3 * noise[0]),
         "generator_gradient_norm": 11 * math.exp(0.3 * noise[5]),
         "variety": min(0.2 + 20 * t, 1) + 0.03 * noise[1],
-        "learning_rate": 5e-4,
         "images_per_second": 500.0,
     }
 
@@ -74,8 +73,8 @@ def drawn(lines, folder: Path, monkeypatch) -> dict[str, list[str]]:
 
 def test_all_metrics_are_drawn_at_a_readable_size_with_the_best_step_named(tmp_path, monkeypatch):
     lines = history(steps=300, every=1)
-    lines[-1] |= {"validation/frechet/cystic": 7.0, "augment_probability": 0.2}
-    lines[-2] |= {"augment_probability": 0.1}
+    lines[-1] |= {"validation/frechet/cystic": 7.0, "augment_probability": 0.2, "epsilon": 2.0, "n_critic": 15}
+    lines[-2] |= {"augment_probability": 0.1, "epsilon": 1.0, "n_critic": 10}
     panels = drawn(lines, tmp_path, monkeypatch)
     assert panels == {
         "Wasserstein estimate": ["training patients", "held-out patients", "gap"],
@@ -86,11 +85,13 @@ def test_all_metrics_are_drawn_at_a_readable_size_with_the_best_step_named(tmp_p
         "Gradient penalty": ["penalty, before its weight"],
         "Gradients of the parameters": ["critic", "generator"],
         "Variety of the samples": ["samples", "as real patches"],
+        "Privacy spent": ["epsilon so far"],
+        "Critic steps for an update": ["critic steps"],
         "Augmentation": ["of changing a patch"],
         "Speed": ["speed"],
     }
     with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size == (1200, 5 * 280)
+        assert picture.size == (1200, 6 * 280)
 
 
 def test_same_metrics_same_bytes_and_nothing_else_changes(tmp_path):
