@@ -10,7 +10,7 @@ import time
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
     folder = PatchFolder.open(Path(options.data) if options.data else demo_patches(DEMO))
     strides(folder.shape)
-    options.training = replace(options.training, learning_rate=options.training.rate(folder.shape))
+    options.training = options.training.settled(folder.shape)
     device_of(options.training.device)
     folder.verify()
     conditions, private = _conditions(folder, options.networks.condition), options.privacy.on

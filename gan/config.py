@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -36,9 +36,9 @@ class TrainingConfig:
         steps: Generator updates in the whole run.
         batch: Patches a critic step, over all processes together.
         n_critic: Critic steps for each generator update.
-        penalty_weight: Lambda, the weight of the gradient penalty.
+        penalty_weight: Lambda, the weight of the gradient penalty. null: 10 up to 32 x 32, then more, as the root of the number of pixels.
         penalty_fraction: Share of the pairs that the penalty is taken on; its expectation stays the same.
-        learning_rate: Of both Adam optimisers. 0 for 1e-3, and less, in proportion, for patches of more than 32,768 pixels.
+        learning_rate: Of both Adam optimisers. null: 1e-3, and less for patches of more than 32,768 pixels, as the root of their number.
         betas: Of both Adam optimisers.
         average_share: Half-life of the generator's moving average, as a share of the steps so far.
         mirror: Show each training patch flipped left to right half of the time.
@@ -61,9 +61,9 @@ class TrainingConfig:
     steps: int = 5000
     batch: int = 32
     n_critic: int = 1
-    penalty_weight: float = 10.0
+    penalty_weight: float | None = None
     penalty_fraction: float = 0.25
-    learning_rate: float = 0.0
+    learning_rate: float | None = None
     betas: tuple[float, float] = (0.0, 0.9)
     average_share: float = 0.05
     mirror: bool = True
@@ -87,19 +87,28 @@ class TrainingConfig:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, want more than 0")
-        if not 0 < self.penalty_fraction <= 1 or self.penalty_weight < 0:
+        if not 0 < self.penalty_fraction <= 1 or (self.penalty_weight or 0) < 0:
             raise ValueError("want training.penalty_fraction above 0 up to 1, and training.penalty_weight from 0")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"training.learning_rate is {self.learning_rate}, want more than 0")
         if not (0 <= self.betas[0] < 1 and 0 <= self.betas[1] < 1):
             raise ValueError(f"training.betas is {self.betas}, want both from 0 to below 1")
         if not 0 <= self.balance <= 1:
             raise ValueError(f"training.balance is {self.balance}, want 0 (as often as a class occurs) to 1 (every class equally often)")
-        for name in ("average_share", "samples_every", "seed", "frozen_layers", "feature_weight", "augment", "learning_rate"):
+        for name in ("average_share", "samples_every", "seed", "frozen_layers", "feature_weight", "augment"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, want 0 or more")
 
-    def rate(self, shape: Sequence[int]) -> float:
-        """The learning rate for patches of this shape: the larger they are, the more the critic changes by a step of the same size."""
-        return self.learning_rate or 1e-3 * min(1.0, 2**15 / prod(shape))
+    def settled(self, shape: Sequence[int]) -> TrainingConfig:
+        """The same, with numbers where the patches' size was to decide.
+
+        A critic gains W1 of slope 1 and pays lambda (slope - 1)^2, so its slope settles at 1 + W1 / (2 lambda), and the distance W1 of
+        real and synthetic patches grows with the root of their pixels; a lambda that grows as fast holds the slope where it is at 32 x 32.
+        """
+        pixels = prod(shape)
+        weight = 10 * max(1.0, (pixels / 2**10) ** 0.5) if self.penalty_weight is None else self.penalty_weight
+        rate = 1e-3 * min(1.0, (2**15 / pixels) ** 0.5) if self.learning_rate is None else self.learning_rate
+        return replace(self, penalty_weight=float(f"{weight:.3g}"), learning_rate=float(f"{rate:.3g}"))
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class PrivateTrainer(Trainer):
             synthetic = self.generator(z, condition)
         mix = self._to_device(rng.random((n, pairs, *[1] * (1 + len(self.shape))), dtype=np.float32))
         return clipped_sum(
-            self.critic, real.unflatten(0, (n, k)), synthetic.unflatten(0, (n, k)), mix, self._to_device(there), self.config.penalty_weight,
+            self.critic, real.unflatten(0, (n, k)), synthetic.unflatten(0, (n, k)), mix, self._to_device(there), self.penalty_weight,
             self.plan.clip_norm, None if condition is None else condition.unflatten(0, (n, k)),
         )  # fmt: skip
 

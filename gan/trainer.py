@@ -81,6 +81,8 @@ class Trainer:
         self, shape: Sequence[int], networks: NetworkConfig, config: TrainingConfig, conditions: int = 0,
         processes: Processes | None = None, encoder: Encoder | None = None,
     ):  # fmt: skip
+        config = config.settled(shape)
+        self.penalty_weight = config.penalty_weight or 0.0
         self.shape, self.config, self.step, self.skipped, self._skipped_in_a_row = tuple(shape), config, 0, 0, 0
         self.processes = processes or Processes(config)
         self.device, self.dtype = self.processes.device, self.processes.dtype
@@ -99,7 +101,9 @@ class Trainer:
             if isinstance(layer, BatchNorm):
                 layer.sum_over = self.processes.differentiable_sum()
         self.generator_optimizer, self.critic_optimizer = (
-            torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=config.rate(self.shape), betas=config.betas, fused=True)
+            torch.optim.Adam(
+                [p for p in net.parameters() if p.requires_grad], lr=config.learning_rate or 0.0, betas=config.betas, fused=True
+            )
             for net in (self.generator, self.critic)
         )
         self.overfitting = Overfitting(config.augment) if config.augment else None
@@ -178,7 +182,7 @@ class Trainer:
             with torch.no_grad():
                 synthetic = self.generator(self._to_device(z[mine]), condition).to(self.dtype)
             found, terms = critic_gradients(
-                self.critic, self._changed(real, rng, mine), self._changed(synthetic, rng, mine), self._to_device(mix), c.penalty_weight,
+                self.critic, self._changed(real, rng, mine), self._changed(synthetic, rng, mine), self._to_device(mix), self.penalty_weight,
                 condition, batch=c.batch, pairs=pairs,
             )  # fmt: skip
         *gradients, summed = self.processes.sum([*found.values(), torch.stack(terms)])

@@ -194,6 +194,18 @@ def test_balance_shows_the_rare_class_as_often():
         np.testing.assert_array_equal(condition, data.condition[positions])  # a pair shares its condition
 
 
+@pytest.mark.parametrize(
+    ("shape", "weight", "rate"),
+    [((16, 16), 10, 1e-3), ((32, 32), 10, 1e-3), ((128, 128), 40, 1e-3), ((32, 32, 32), 56.6, 1e-3), ((64, 64, 64), 160, 3.54e-4)],
+)
+def test_penalty_and_learning_rate_follow_the_size_unless_they_are_given(shape, weight, rate):
+    settled = TrainingConfig().settled(shape)
+    assert (settled.penalty_weight, settled.learning_rate) == (weight, rate)
+    assert settled.settled((8, 8)) == settled
+    given = TrainingConfig(penalty_weight=0.0, learning_rate=0.5).settled(shape)
+    assert (given.penalty_weight, given.learning_rate) == (0, 0.5)
+
+
 def test_average_follows_the_half_life():
     data, trainer = discs(), trainer_for(average_share=0.5)
     name = "project.weight"
