@@ -123,8 +123,8 @@ class PrivacyConfig:
         patients: Training patients expected in a critic step; 0 for an eighth of them, 16 to 128.
         patches: Of each patient in a step.
         critic_steps: In the whole run, which ends with them. With privacy, log_every, samples_every and checkpoint_every count these.
-        n_critic: Critic steps for each generator update, in place of training.n_critic. It grows as the critic loses its hold.
-        adaptive: Let it grow. False keeps it as it is.
+        n_critic: Critic steps for each generator update, in place of training.n_critic.
+        adaptive: Let it grow as the critic loses its hold, judged on synthetic patches. No help with few patients (benchmarks/LOG.md).
         dry_run: Only say what the budget would mean for these patients.
     """
 
@@ -136,7 +136,7 @@ class PrivacyConfig:
     patches: int = 2
     critic_steps: int = 2000
     n_critic: int = 10
-    adaptive: bool = True
+    adaptive: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
