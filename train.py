@@ -81,10 +81,10 @@ def main(arguments: Sequence[str]) -> int:
     folder.verify()
     conditions, private = _conditions(folder, options.networks.condition), options.privacy.on
     training_set = _patches(folder, "train", conditions, options.training.balance)
-    held_out = _patches(folder, "validation", conditions)
+    held_out = None if private else _patches(folder, "validation", conditions)
     if len(training_set.patches) == 0:
         raise ValueError(f"{folder.path}: no lesion patch of a training patient in it")
-    if options.training.augment and len(held_out.patches) == 0:
+    if options.training.augment and held_out is not None and len(held_out.patches) == 0:
         raise ValueError(f"training.augment goes by validation patients, and {folder.path} has none; leave it out")
     trained_on = _trained_on(folder, training_set, private)
     encoder, start = _others_weights(options, len(folder.shape))
@@ -100,9 +100,14 @@ def main(arguments: Sequence[str]) -> int:
         else Trainer(folder.shape, options.networks, options.training, conditions.size, encoder=encoder)
     )
     say = print if trainer.processes.first else lambda *_, **__: None
-    say(_what(training_set, folder, held_out, conditions, private), flush=True)
+    say(_what(training_set, folder, held_out, conditions), flush=True)
     if start:
         say(f"{options.init_from}: {start_from(trainer, conditions, start)}", flush=True)
+        if private:
+            say(
+                f"warning: nothing is promised to the patients that {options.init_from} was trained on; none of them may be among these",
+                flush=True,
+            )
     if isinstance(trainer, PrivateTrainer):
         say(_promise(trainer), flush=True)
     if options.dry_run or options.privacy.dry_run:
@@ -117,10 +122,10 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(trainer, PrivateTrainer):
             seen_before = any([*(run / "checkpoints").glob("*.json"), *run.glob("metrics.jsonl")])
             trainer.spend_before(Ledger(run, trainer.plan, folder.content_hash, seen_before) if trainer.processes.first else None)
-        validate = _validation(folder, training_set, held_out) if trainer.processes.first and not private else None
+        validate = _validation(folder, training_set, held_out) if trainer.processes.first and held_out is not None else None
         hooks = _hooks(run, options, folder, validate, {**config, "trained_on": trained_on}, stop)
         say(f"run folder {run}", flush=True)
-        train(trainer, training_set, None if private else held_out, conditions, options.networks, run, trained_on, hooks)
+        train(trainer, training_set, held_out, conditions, options.networks, run, trained_on, hooks)
         trainer.processes.close()
         return _ended(run, trainer, trained_on, conditions) if trainer.processes.first else 0
 
@@ -315,8 +320,8 @@ def _trained_on(folder: PatchFolder, data: TrainingSet, private: bool) -> dict[s
     }  # fmt: skip
 
 
-def _what(data: TrainingSet, folder: PatchFolder, held_out: TrainingSet, conditions: Conditions, private: bool) -> str:
-    if private:
+def _what(data: TrainingSet, folder: PatchFolder, held_out: TrainingSet | None, conditions: Conditions) -> str:
+    if held_out is None:
         return f"{len(set(data.patients))} training patients, {' x '.join(map(str, folder.shape))}"  # type: ignore[arg-type]
     asked = f"; learns {', '.join([*conditions.classes, *['diameter'] * conditions.diameter])}" if conditions.size else ""
     return (
@@ -424,17 +429,17 @@ def _dry_run(trainer: Trainer, data: TrainingSet, say) -> None:
         say(f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters")
     trainer.update(data)
     started, first, shown, progress = time.perf_counter(), trainer.step, trainer.shown, trainer.progress
-    while trainer.step < first + 3 or (time.perf_counter() - started < 3 and trainer.step < first + 50):
+    while trainer.progress < 1 and (trainer.step < first + 3 or (time.perf_counter() - started < 3 and trainer.step < first + 50)):
         trainer.update(data)
     spent = time.perf_counter() - started
-    whole = spent / (trainer.progress - progress)
+    whole = spent / (trainer.progress - progress) if trainer.progress > progress else 0.0
     if trainer.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     say(
         f"on {trainer.processes.count} {trainer.device.type} process(es): {(trainer.shown - shown) / spent:.0f} images/s, "
-        f"{spent / (trainer.step - first) * 1000:.0f} ms a step, {memory:.0f} MiB of memory a process"
+        f"{spent / max(trainer.step - first, 1) * 1000:.0f} ms a step, {memory:.0f} MiB of memory a process"
     )
     what = f"{trainer.config.steps} steps" if trainer.privacy_spent is None else "all critic steps of the budget"
     say(f"{what} would take {whole / 60:.0f} minutes" if whole >= 120 else f"{what} would take {whole:.0f} seconds")

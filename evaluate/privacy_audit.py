@@ -25,9 +25,9 @@ CONFIDENCE = 0.95
 ERROR = 1 - CONFIDENCE
 LEAST = 20  # canaries, or runs of each kind: fewer show next to nothing even when every guess is right
 # Shares of the canaries guessed "in" (highest scores) and "out" (lowest). The wide rows suit few canaries, the narrow
-# ones noisy scores, the last a model that repeats some patients and tells nothing of the others.
+# ones noisy scores, the last a model that repeats some patients and tells nothing of the others. Each row has its part of
+# the error (Bonferroni).
 GUESSED_IN_OUT = ((0.4, 0.4), (0.2, 0.2), (0.05, 0.05), (0.05, 0.0))
-ROW_ERROR = ERROR / len(GUESSED_IN_OUT)  # Bonferroni
 CHUNK = 1024  # rows of a distance matrix held at a time
 
 
@@ -59,9 +59,14 @@ class AttackResult(Bound):
     tpr_interval: Interval | None
 
 
-def attack_result(name: str, scores: ArrayLike, included: ArrayLike, delta: float, rng: np.random.Generator) -> AttackResult:
-    """Bound, AUROC and TPR of one attack. rng draws AUROC's bootstrap. Raises ValueError as `one_run_bound` does."""
-    bound = one_run_bound(scores, included, delta)
+def attack_result(
+    name: str, scores: ArrayLike, included: ArrayLike, delta: float, rng: np.random.Generator, error: float = ERROR
+) -> AttackResult:
+    """Bound, AUROC and TPR of one attack. rng draws AUROC's bootstrap. Raises ValueError as `one_run_bound` does.
+
+    error: the bound's; of several attacks that are to hold together, each has its part. The intervals are of 95 % each.
+    """
+    bound = one_run_bound(scores, included, delta, error)
     scores, included = np.asarray(scores, np.float64), np.asarray(included)
     members, others = scores[included], scores[~included]
 
@@ -71,7 +76,7 @@ def attack_result(name: str, scores: ArrayLike, included: ArrayLike, delta: floa
     around = bootstrap_interval(auroc, members, others, None, None, rng, draws=200)
     tpr, tpr_interval = tpr_at_1_percent_fpr(members, others)
     return AttackResult(
-        **asdict(bound), name=name, confidence=CONFIDENCE, delta=delta, canaries=len(scores),
+        **asdict(bound), name=name, confidence=1 - error, delta=delta, canaries=len(scores),
         auroc=auroc(members, others), auroc_interval=Interval(max(0.0, around.low), min(1.0, around.high)),
         tpr_at_1_percent_fpr=tpr, tpr_interval=tpr_interval,
     )  # fmt: skip
@@ -93,11 +98,11 @@ def tpr_at_1_percent_fpr(members: Floats, others: Floats) -> tuple[float, Interv
     return float((members > falling[len(others) // 100]).mean()), Interval(float(low), float(high))
 
 
-def one_run_bound(scores: ArrayLike, included: ArrayLike, delta: float) -> Bound:
+def one_run_bound(scores: ArrayLike, included: ArrayLike, delta: float, error: float = ERROR) -> Bound:
     """Lower bound of epsilon from one training run with m canaries (Steinke, Nasr & Jagielski 2023, Alg. 1).
 
     Guesses "in" for the highest scores, "out" for the lowest, and abstains between. How many is
-    tried for each row of GUESSED_IN_OUT, fixed beforehand, each at its part of the 5 %, so taking
+    tried for each row of GUESSED_IN_OUT, fixed beforehand, each at its part of the error, so taking
     the best is no cheating. Of equal scores at the edge of the guesses, the wrong ones count first.
 
     Raises ValueError unless there are 20 canaries or more, some in and some out, with finite
@@ -110,19 +115,21 @@ def one_run_bound(scores: ArrayLike, included: ArrayLike, delta: float) -> Bound
     if included.all() or not included.any():
         raise ValueError(f"all {len(scores)} canaries are {'in' if included.all() else 'out'}; draw each with probability 1/2")
     likely_in, likely_out = np.lexsort((included, -scores)), np.lexsort((~included, scores))  # by score, then wrong before right
-    found, cap = [], one_run_cap(len(scores), delta)
+    found, cap = [], one_run_cap(len(scores), delta, error)
     for guessed_in, guessed_out in _rows(len(scores)):
         guesses = guessed_in + guessed_out
         right = int(included[likely_in[:guessed_in]].sum() + (~included[likely_out[:guessed_out]]).sum())
-        found.append(Bound(one_run_epsilon(len(scores), guesses, right, delta, ROW_ERROR), cap, guesses, right))
+        epsilon = one_run_epsilon(len(scores), guesses, right, delta, error / len(GUESSED_IN_OUT))
+        found.append(Bound(epsilon, cap, guesses, right))
     return max(found, key=lambda bound: bound.epsilon)
 
 
 @cache
-def one_run_cap(canaries: int, delta: float) -> float:
+def one_run_cap(canaries: int, delta: float, error: float = ERROR) -> float:
     """The most that `one_run_bound` can show, every guess right; a perfect attack does if 40 to 60 % are in."""
     _check("canaries", canaries, delta)
-    return max(one_run_epsilon(canaries, sum(row), sum(row), delta, ROW_ERROR) for row in _rows(canaries))
+    row_error = error / len(GUESSED_IN_OUT)
+    return max(one_run_epsilon(canaries, sum(row), sum(row), delta, row_error) for row in _rows(canaries))
 
 
 def _rows(canaries: int) -> list[tuple[int, int]]:

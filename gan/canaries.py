@@ -28,7 +28,7 @@ from gan.trainer import Patches, Trainer, TrainingSet
 from gan.training import in_memory
 
 BYSTANDERS = 32
-"""Training patients whose gradients are taken for what all patients' have in common."""
+"""Training patches whose gradients are taken for what all patients' have in common."""
 LOOKED_AT = 4
 """Patches of a patient that a white-box look takes gradients of, at most."""
 SAMPLES = 1000
@@ -134,12 +134,12 @@ class WatchedTrainer(PrivateTrainer):
         return super()._private_critic_step(data)
 
     def _clipped_sum(self, data: TrainingSet, patients: Sequence[np.ndarray]) -> dict[nn.Parameter, Tensor]:
-        canaries, others = (
-            super(WatchedTrainer, self)._clipped_sum(data, some) if some else {}
-            for some in ([p for p in patients if (p[0] >= self.first_canary) == wanted] for wanted in (True, False))
-        )
-        self.others = _sum(self.others, others)
-        return _sum(canaries, others)
+        canaries = [positions for positions in patients if positions[0] >= self.first_canary]
+        others = [positions for positions in patients if positions[0] < self.first_canary]
+        of_canaries = super()._clipped_sum(data, canaries) if canaries else {}
+        of_others = super()._clipped_sum(data, others) if others else {}
+        self.others = _sum(self.others, of_others)
+        return _sum(of_canaries, of_others)
 
 
 def _sum(x: Mapping[nn.Parameter, Tensor], y: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
@@ -147,7 +147,12 @@ def _sum(x: Mapping[nn.Parameter, Tensor], y: Mapping[nn.Parameter, Tensor]) -> 
 
 
 def untrained_copy(
-    checkpoint: Checkpoint, privacy: PrivacyConfig, critic_steps: int, seed: int, device: str, watched: type[WatchedTrainer] = WatchedTrainer
+    checkpoint: Checkpoint,
+    privacy: PrivacyConfig,
+    critic_steps: int,
+    seed: int,
+    device: str,
+    watched: type[WatchedTrainer] = WatchedTrainer,
 ) -> Trainer:
     """A trainer with the networks and settings of a run, before its first step, that will do so many critic steps.
 
@@ -207,9 +212,8 @@ def attacked(
         if int(trainer.progress * moments) > shown:
             shown = int(trainer.progress * moments)
             trainer.settle(together)
-            private = isinstance(trainer, PrivateTrainer)
-            epsilon = trainer.plan.epsilon(trainer.critic_steps) if isinstance(trainer, PrivateTrainer) else math.inf
-            steps = trainer.critic_steps if isinstance(trainer, PrivateTrainer) else trainer.step * trainer.config.n_critic
+            spent = trainer.privacy_spent
+            steps, epsilon = (spent["critic_steps"], spent["epsilon"]) if spent else (trainer.step * trainer.config.n_critic, math.inf)
             yield Moment(steps, epsilon, attacker.scores.copy(), attacker.critic_scores(), attacker.synthetic(together))
     trainer.observe = None
 
@@ -220,7 +224,6 @@ class _Attacker:
     def __init__(self, trainer: Trainer, data: TrainingSet, canaries: Canaries, every: int, rng: np.random.Generator):
         self.trainer, self.data, self.canaries, self.every, self.rng = trainer, data, canaries, every, rng
         self.scores, self.steps = np.zeros(len(canaries)), 0
-        self._bystanders = np.arange(len(data.patches)) if data.patients is None else np.unique(data.patients, return_index=True)[1]
 
     def __call__(self, observed: Mapping[nn.Parameter, Tensor]) -> None:
         """A critic step is about to be taken with this gradient.
@@ -244,12 +247,12 @@ class _Attacker:
         self.scores += (canaries @ (step / step.norm().clamp_min(1e-30))).double().cpu().numpy()
 
     def _gradients(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """(m + bystanders, P): critic gradients of the canaries and of some training patients, of length 1.
+        """(m + bystanders, P): critic gradients of the canaries and of some training patches, of length 1.
 
         All of them are paired with the same synthetic patches and mixed with them alike, so that they differ by their patients only.
         """
         trainer, rng, k = self.trainer, self.rng, _rows(self.canaries)
-        some = rng.choice(self._bystanders, min(BYSTANDERS, len(self._bystanders)), replace=False)
+        some = rng.choice(len(self.data.patches), min(BYSTANDERS, len(self.data.patches)), replace=False)
         of_canaries = np.stack([np.resize(positions[:k], k) for positions in self.canaries.of_each()])
         n, pairs = len(of_canaries) + len(some), max(1, round(trainer.config.penalty_fraction * k))
         theirs = np.repeat(some, k)
@@ -273,17 +276,15 @@ class _Attacker:
 
     @torch.no_grad()
     def critic_scores(self) -> np.ndarray:
-        """float64 (m,): the critic's mean score of each canary's patches, less that of as many synthetic ones drawn for the same."""
-        found = []
-        for start in range(0, len(self.canaries.patches), 256):
-            rows = slice(start, start + 256)
-            real = self._tensor(self.canaries.patches[rows])
-            condition = None if self.canaries.condition is None else self._tensor(self.canaries.condition[rows])
-            z = self._tensor(self.rng.standard_normal((len(real), self.trainer.average.latent), dtype=np.float32))
-            synthetic = self.trainer.critic(self.trainer.average(z, condition), condition).mean()
-            found.append((self.trainer.critic(real, condition) - synthetic).double().cpu().numpy())
-        scores = np.concatenate(found)
-        return np.array([scores[positions].mean() for positions in self.canaries.of_each()])
+        """float64 (m,): the critic's mean score of each canary's patches, less that of synthetic ones drawn for the same."""
+        trainer, scores = self.trainer, []
+        z = self._tensor(self.rng.standard_normal((8, trainer.average.latent), dtype=np.float32))
+        for n in range(len(self.canaries.patches)):
+            one = None if self.canaries.condition is None else self._tensor(self.canaries.condition[n : n + 1])
+            eight = None if one is None else one.expand(8, -1)
+            synthetic = trainer.critic(trainer.average(z, eight), eight).mean()
+            scores.append((trainer.critic(self._tensor(self.canaries.patches[n : n + 1]), one) - synthetic).item())
+        return np.array([np.mean([scores[n] for n in positions]) for positions in self.canaries.of_each()])
 
     @torch.no_grad()
     def synthetic(self, data: TrainingSet) -> np.ndarray:

@@ -68,6 +68,7 @@ class PrivacyPlan:
         """q = B / N, a patient's chance to join a step."""
         return self.expected / self.patients
 
+    @functools.cache  # noqa: B019 - plans are few and small
     def epsilon(self, steps: int) -> float:
         """What so many critic steps spend, by the composed privacy loss distribution (PLD) of the Poisson-sampled Gaussian.
 

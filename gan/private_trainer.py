@@ -81,6 +81,8 @@ class PrivateTrainer(Trainer):
             "n_critic": self.n_critic,
         }  # fmt: skip
 
+    timing_is_public = False  # it follows how many patients joined
+
     def about_to_show(self) -> None:
         if self.ledger is not None:
             self.ledger.spend(self.critic_steps)
@@ -192,7 +194,9 @@ class PrivateTrainer(Trainer):
         self.generator.train()
         if self._before is not None:
             later, earlier = self.critic(now, condition), self.critic(self._before, condition)
-            if (later[:, None] > earlier).double().mean().item() > HOLD:
+            lost = (later[:, None] > earlier).double().mean() > HOLD
+            (all_lost,) = self.processes.sum([lost[None].double() * self.processes.first])  # as the first one finds: all must go on alike
+            if all_lost.item() > 0:
                 self.n_critic = min(self.n_critic * GROWTH, float(MOST_N_CRITIC))
         self._before = now
 

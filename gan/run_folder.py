@@ -18,9 +18,12 @@ MAY_CHANGE = {"steps", "log_every", "samples_every", "checkpoint_every", "not_fi
 
 NO_GUARANTEE = "**no guarantee**. The model was trained without differential privacy and may remember training patients."
 NOT_COVERED = """
-  Not covered: validation and test patients; what an audit measures on training patients; the number of training patients, which is
-  taken for public; weights that the run started from (--init-from), whose own patients have what that run promised; and the file
-  .privacy.json of the run folder, which stays with the data."""
+  The promise is about the patch folder as it is: a patient is what its patches.csv calls one (pictures imported without patients
+  are one each), and how the folder was split or enlarged may itself depend on who was in it.
+  Not covered: validation and test patients; what an audit measures on training patients; the number of training patients and the
+  names of the classes, which are taken for public; weights that the run started from (--init-from), whose own patients have what
+  that run promised; copies of the run folder that go on by themselves, whose spending adds up; and the file .privacy.json of the
+  run folder, which stays with the data."""
 
 
 def refuse_foreign(run: Path) -> None:

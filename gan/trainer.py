@@ -129,6 +129,9 @@ class Trainer:
         """What a checkpoint has to say of privacy; None where there is none."""
         return None
 
+    timing_is_public = True
+    """Whether lasting metrics may say how long steps took."""
+
     def about_to_show(self) -> None:
         """Called before anything of this step leaves the process: a line, a picture, a checkpoint."""
 
@@ -252,6 +255,7 @@ class Trainer:
             self._skipped_in_a_row = 0
             return True
         self._skipped_in_a_row += 1
+        self.about_to_show()
         if self.config.not_finite == "stop" or self._skipped_in_a_row >= MOST_SKIPPED:
             raise NotFinite(
                 f"training diverged: the gradient of step {self.step + 1} is not finite, first seen in {culprit()}; the last checkpoint is "

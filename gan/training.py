@@ -22,6 +22,7 @@ from gan.trainer import MONITOR, Trainer, TrainingSet, latents
 GRID = {2: 64, 3: 16}
 """Samples in a grid; their seeds are 0, 1, 2 ..."""
 GRID_DIAMETERS_MM = (5.0, 10.0, 20.0)
+TIMING = ("images_per_second", "eta_s")
 IN_MEMORY = 1 << 30
 """Bytes of windowed patches up to which they are held on the device; more are read from the disk's map."""
 
@@ -111,7 +112,7 @@ class _Loop:
                 if keep:
                     metrics |= self._validate()
                 if log:
-                    track.log(step, metrics)
+                    track.log(step, {name: value for name, value in metrics.items() if trainer.timing_is_public or name not in TIMING})
                 if metrics:
                     self.hooks.log(step, metrics)
                 if show:
@@ -181,10 +182,13 @@ class _Loop:
     def _save(self) -> None:
         tensors = self.trainer.tensors()
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+            self.trainer.about_to_show()
             raise ValueError("training diverged: not all weights are finite any more; the last checkpoint is whole")
         settings = {"training": asdict(self.trainer.config), "networks": asdict(self.networks), "conditions": asdict(self.conditions)}
-        random = {"seed": self.trainer.config.seed, "scheme": "numpy.random.default_rng([seed, purpose, step, ...])"}
         spent = self.trainer.privacy_spent
+        scheme = "numpy.random.default_rng([seed, purpose, step, ...])"
+        secret = "; patients, their patches and noise: the system's randomness" if spent else ""
+        random = {"seed": self.trainer.config.seed, "scheme": f"{scheme}{secret}"}
         save_checkpoint(self.folder, Checkpoint(self.trainer.step, settings, self.trained_on, tensors, random, spent, self.best))
         self.hooks.saved(self.trainer.step)
 
