@@ -40,7 +40,7 @@ demo: $(VENV)/ready
 	@echo "  $(PY) -m evaluate patches synthetic --out report"
 
 test: $(VENV)/ready
-	$(PY) -m pytest -m 'not slow'
+	$(PY) -m pytest -m 'not slow' -n auto --maxprocesses 4
 
 check: $(VENV)/ready
 	$(PY) -m ruff check .

@@ -29,6 +29,8 @@ from gan.training import in_memory
 
 BYSTANDERS = 32
 """Training patches whose gradients are taken for what all patients' have in common."""
+RIDGE = 1.0
+"""The regression's penalty, over the mean square of what is left of a canary's gradient: a step holds noise, and patients in part."""
 LOOKED_AT = 4
 """Patches of a patient that a white-box look takes gradients of, at most."""
 SAMPLES = 1000
@@ -226,11 +228,10 @@ class _Attacker:
         self.scores, self.steps = np.zeros(len(canaries)), 0
 
     def __call__(self, observed: Mapping[nn.Parameter, Tensor]) -> None:
-        """A critic step is about to be taken with this gradient.
+        """A critic step is about to be taken with this gradient: how much of each canary is in it, by ridge regression.
 
         Gradients of all patients have much in common, and how far a canary's lies along that tells nothing of the canary: what the
-        canaries' gradients share, and all that some bystanders' span, is taken out of them first. What is left of a canary's
-        gradient is compared with the step's by inner product. A canary who joins the step adds the square of it.
+        canaries' gradients share, and all that some bystanders' span, is taken out of them first.
         """
         self.steps += 1
         if self.steps % self.every:
@@ -243,8 +244,11 @@ class _Attacker:
         own = self._gradients(list(observed))
         canaries, bystanders = own[: len(self.canaries)], own[len(self.canaries) :]
         common, _ = torch.linalg.qr(torch.cat([canaries.mean(0, keepdim=True), bystanders]).T)
-        step = step - common @ (common.T @ step)  # taking it out of one side of an inner product takes it out of both
-        self.scores += (canaries @ (step / step.norm().clamp_min(1e-30))).double().cpu().numpy()
+        step = step - common @ (common.T @ step)  # out of one side of an inner product is out of both
+        along = canaries @ common
+        overlap, shown = (canaries @ canaries.T - along @ along.T).double(), (canaries @ (step / step.norm().clamp_min(1e-30))).double()
+        overlap.diagonal().add_(RIDGE * overlap.diagonal().mean().clamp_min(1e-30))
+        self.scores += torch.linalg.solve(overlap, shown).cpu().numpy()
 
     def _gradients(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """(m + bystanders, P): critic gradients of the canaries and of some training patches, of length 1.
