@@ -254,29 +254,33 @@ def privacy(arguments: Sequence[str]) -> int:
         raise ValueError(f"--look-every is {options.look_every}, want 1 or more")
     device_of(options.device)
     conditions = Conditions.of(checkpoint.config.get("conditions", {}))
+    balance = checkpoint.config["training"]["balance"]
     data, held_out = (
-        _training_set(folder, folder.select(splits=[s], classes=folder.lesion_classes), conditions) for s in ("train", "validation")
+        _training_set(folder, folder.select(splits=[split], classes=folder.lesion_classes), conditions, balance)
+        for split in ("train", "validation")
     )
+    patients = len(set(data.patients if data.patients is not None else ()))
     attacker = np.random.default_rng(options.seed)
     with new_folder(options.out) as out:
         trainer = untrained_copy(run, checkpoint, steps, int(attacker.integers(2**31)), options.device)
         plan = trainer.plan if isinstance(trainer, PrivateTrainer) else None
-        copies = plan.patches if plan else round(len(data.patches) / len(set(data.patients)))  # type: ignore[arg-type]
+        copies = plan.patches if plan else round(len(data.patches) / patients)  # as many as others have
         canaries, reference = _canaries(folder, options.canary_kind, options.canaries, copies, conditions, attacker)
         every = options.look_every or look_every(trainer, canaries)
         settings = {
             "canaries": len(canaries), "canary_kind": options.canary_kind, "patches_of_a_canary": copies if canaries.copies > 1 else None,
-            "critic_steps": steps, "look_every": every, "training_patients": len(set(data.patients)), "delta": plan.delta if plan else 1e-5,  # type: ignore[arg-type]
+            "critic_steps": steps, "look_every": every, "training_patients": patients, "delta": plan.delta if plan else 1e-5,
             "sample_rate": plan and plan.sample_rate, "noise_multiplier": plan and plan.noise_multiplier, "clip_norm": plan and plan.clip_norm,
             "model_sha256": checkpoint.model_hash, "seed": options.seed,
         }  # fmt: skip
         print(
-            f"training a copy of {run}: {steps:,} critic steps on {settings['training_patients']} patients and {len(canaries)} canaries, of whom a "
+            f"training a copy of {run}: {steps:,} critic steps on {patients} patients and {len(canaries)} canaries, of whom a "
             f"coin leaves out half; gradients are looked at every {every} steps",
             file=sys.stderr, flush=True,
         )  # fmt: skip
         included = coins(len(canaries), options.seed)
-        report = attack(trainer, data, canaries, reference, included, every, settings, attacker, held_out, _progress_lines())
+        validation = held_out if len(held_out.patches) else None
+        report = attack(trainer, data, canaries, reference, included, every, settings, attacker, validation, _progress_lines())
         (out / "audit.json").write_text(audit_json(report), encoding="utf-8")
         picture = bounds_picture(report)
         (out / "bounds.png").write_bytes(picture)
@@ -320,13 +324,15 @@ def _check_trained_on(run: Path, trained_on: Mapping[str, Any], folder: PatchFol
             )
 
 
-def _training_set(folder: PatchFolder, indices: np.ndarray, conditions: Conditions) -> TrainingSet:
+def _training_set(folder: PatchFolder, indices: np.ndarray, conditions: Conditions, balance: float = 0.0) -> TrainingSet:
     from data.patches import WindowedPatches
+    from gan.conditions import drawing_weights
     from gan.trainer import TrainingSet
 
-    labels = folder.rows.names("label", indices).tolist()
-    condition = conditions.encode(labels, folder.rows.diameter_mm[indices]) if conditions.size else None
-    return TrainingSet(WindowedPatches(folder, indices), condition, None, folder.rows.names("patient", indices))
+    labels = folder.rows.names("label", indices)
+    condition = conditions.encode(labels.tolist(), folder.rows.diameter_mm[indices]) if conditions.size else None
+    weights = drawing_weights(labels, balance) if len(indices) else None
+    return TrainingSet(WindowedPatches(folder, indices), condition, weights, folder.rows.names("patient", indices))
 
 
 def _canaries(

@@ -11,10 +11,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from gan.checkpoint import Checkpoint
 from gan.conditions import KNOTS_MM, Conditions
 from gan.config import NetworkConfig, PrivacyConfig, TrainingConfig
 from gan.losses import patient_gradients
-from gan.privacy import PrivacyPlan
+from gan.privacy import PrivacyPlan, poisson
 from gan.private_trainer import PrivateTrainer
 from gan.trainer import Patches, Trainer, TrainingSet
 from gan.training import in_memory
@@ -148,19 +150,19 @@ def _sum(x: Mapping[nn.Parameter, Tensor], y: Mapping[nn.Parameter, Tensor]) -> 
     return {p: x[p] + y[p] for p in x} if x and y else dict(x or y)
 
 
-def untrained_copy(
-    checkpoint: Checkpoint,
-    privacy: PrivacyConfig,
-    critic_steps: int,
-    seed: int,
-    device: str,
-    watched: type[WatchedTrainer] = WatchedTrainer,
-) -> Trainer:
+def coins(count: int, seed: int | None = None) -> np.ndarray:
+    """bool (count,): a fair coin for each, that nobody can foresee; with a seed, for tests, that follow from it."""
+    found = np.zeros(count, bool)
+    found[poisson(count, 0.5) if seed is None else poisson(count, 0.5, np.random.default_rng([seed, 1]).bytes)] = True
+    return found
+
+
+def untrained_copy(run: Path, checkpoint: Checkpoint, critic_steps: int, seed: int, device: str) -> Trainer:
     """A trainer with the networks and settings of a run, before its first step, that will do so many critic steps.
 
     A private one has secrets of its own, the run's sample rate and noise, and a plan for just these steps. The sample rate is not lowered
     for the canaries who join in addition: the accountant goes by it, by the noise and by the steps, and not by how many
-    patients there are. privacy: of a private run, how n_critic moves. Raises ValueError for a checkpoint that does not describe its run.
+    patients there are. Raises ValueError for a checkpoint or a config.yaml that does not describe its run, OSError without the latter.
     """
     try:
         settings, spent = checkpoint.config, checkpoint.privacy_spent
@@ -172,9 +174,10 @@ def untrained_copy(
             steps = math.ceil(critic_steps / training.n_critic)
             return Trainer(shape, networks, replace(training, steps=steps), conditions.size)
         plan = replace(PrivacyPlan(**spent["plan"]), critic_steps=critic_steps)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint of step {checkpoint.step} does not describe its run ({type(error).__name__}: {error})") from None
-    return watched(shape, networks, training, privacy, plan, conditions)
+        privacy = PrivacyConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["privacy"])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{run}: its newest checkpoint and config.yaml do not describe it ({type(error).__name__}: {error})") from None
+    return WatchedTrainer(shape, networks, training, privacy, plan, conditions)
 
 
 def critic_steps_of(checkpoint: Checkpoint) -> int:
@@ -247,8 +250,8 @@ class _Attacker:
         step = step - common @ (common.T @ step)  # out of one side of an inner product is out of both
         along = canaries @ common
         overlap, shown = (canaries @ canaries.T - along @ along.T).double(), (canaries @ (step / step.norm().clamp_min(1e-30))).double()
-        overlap.diagonal().add_(RIDGE * overlap.diagonal().mean().clamp_min(1e-30))
-        self.scores += torch.linalg.solve(overlap, shown).cpu().numpy()
+        left = overlap.diagonal().mean().clamp_min(1e-30)  # a step counts by how much of a canary's gradient is its own
+        self.scores += torch.linalg.solve(overlap / left + RIDGE * torch.eye(len(overlap)).to(overlap), shown).cpu().numpy()
 
     def _gradients(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """(m + bystanders, P): critic gradients of the canaries and of some training patches, of length 1.
