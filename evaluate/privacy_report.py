@@ -22,9 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 from evaluate.privacy_audit import ERROR, AttackResult, attack_result, calibrated_nearest
 
 ATTACKS = {
-    "gradients": "white box: the critic's gradients, step by step",
-    "critic": "the critic's scores",
-    "nearest": "black box: nearest of the synthetic patches",
+    "gradients": "gradients of each critic step (white box)",
+    "critic": "critic's scores of each canary",
+    "nearest": "nearest synthetic patches (black box)",
 }
 OUTSIDE = "An audit is done on training patients and canaries and is itself outside the guarantee."
 SIDE = 8
@@ -62,12 +62,12 @@ class PrivacyReport:
             worst = max(self.broken, key=lambda attack: attack.epsilon)
             return (
                 f"THE GUARANTEE IS BROKEN: the accountant says epsilon {last.accountant:.3g} after {last.critic_steps:,} critic steps, and an "
-                f"attack ({ATTACKS[worst.name]}) shows {worst.epsilon:.3g} or more, at 95 %."
+                f"attack by {ATTACKS[worst.name]} shows {worst.epsilon:.3g} or more, at 95 %."
             )
-        bounds = ", ".join(f"{attack.epsilon:.2f}" for attack in last.attacks)
+        bounds = ", ".join(f"{attack.name} {attack.epsilon:.2f}" for attack in last.attacks)
         if math.isinf(last.accountant):
-            return f"The run has no guarantee; the attacks show that epsilon is at least {max(a.epsilon for a in last.attacks):.2f} ({bounds})."
-        return f"Every bound ({bounds}) is below what the accountant says, epsilon {last.accountant:.3g} after {last.critic_steps:,} critic steps."
+            return f"The run has no guarantee, and the attacks show an epsilon of {max(a.epsilon for a in last.attacks):.2f} or more ({bounds})."
+        return f"Every bound is below what the accountant says, epsilon {last.accountant:.3g} after {last.critic_steps:,} critic steps ({bounds})."
 
 
 def audited_moment(
@@ -126,7 +126,7 @@ def rows(moment: AuditedMoment) -> list[tuple[str, ...]]:
         (
             ATTACKS[attack.name], f"{attack.epsilon:.2f}", f"{attack.cap:.2f}",
             f"{attack.auroc:.2f} ({attack.auroc_interval.low:.2f} to {attack.auroc_interval.high:.2f})",
-            "100 canaries or more have to be out"
+            "not measured: 100 canaries have to be out"
             if attack.tpr_interval is None
             else f"{attack.tpr_at_1_percent_fpr:.1%} ({attack.tpr_interval.low:.1%} to {attack.tpr_interval.high:.1%})",
         )
