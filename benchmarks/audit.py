@@ -8,7 +8,7 @@ Trained on the real nodules of luna16-patches (in $LESIONGAN_DATA; the README sa
 group of scans standing for a patient; networks are small, and half of the canaries, patients with one crafted picture in several
 patches each, are put in by a fair coin. The mechanisms:
 
-  no privacy             the plain critic step, ten times as many of them
+  no privacy             the plain critic step, twenty times as many of them
   epsilon 10, epsilon 1  PrivateTrainer, noise solved for that epsilon
   clipped per patch      claims epsilon 1: each patch of a patient is shortened to the clip norm, instead of the patient's gradient; a
                          patient with k patches then moves the sum by up to k clip norms
@@ -54,10 +54,10 @@ from gan.privacy import plan_for
 from gan.private_trainer import PrivateTrainer
 from gan.trainer import Trainer, TrainingSet
 
-NETWORKS = NetworkConfig(channels=8, latent=32)
+NETWORKS = NetworkConfig(channels=16, latent=32)
 LEARNING_RATE = 1e-4
 """Of the private mechanisms: with 1e-3 and so much noise the critic drifts to where all gradients are alike, and a cheat is harder to see."""
-PLAIN = 10
+PLAIN = 20
 """Critic steps without privacy, for each with it."""
 DELTA = 1e-5
 

@@ -20,6 +20,12 @@ NETWORKS = NetworkConfig(channels=4, latent=8)
 PATIENTS = 30
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Fewer samples to draw, which no test here looks at closely."""
+    monkeypatch.setattr("gan.canaries.SAMPLES", 100)
+
+
 def real_patches(count=2 * PATIENTS, shape=SHAPE, seed=5) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, (count, 1, *shape)).astype(np.float32)
 
@@ -128,7 +134,7 @@ def test_one_who_watches_sees_who_was_in_where_nothing_hides_it(monkeypatch, con
     moment = last_moment(private(conditions=conditions), data, canaries, included)
     assert moment.critic_steps == 30
     assert moment.gradient_scores.shape == moment.critic_scores.shape == (40,)
-    assert moment.synthetic.shape == (1000, 1, *SHAPE)
+    assert moment.synthetic.shape == (100, 1, *SHAPE)
     assert area_under_roc(moment.gradient_scores, included) > 0.95
 
 
@@ -140,17 +146,18 @@ def test_noise_hides_who_was_in():
 
 
 def test_a_critic_without_privacy_learns_canaries_by_heart():
-    canaries, included = crafted(40, 2, SHAPE, Conditions(), np.random.default_rng(1)), coins(40, seed=2)
-    trainer, told = Trainer(SHAPE, NetworkConfig(channels=16, latent=8), TrainingConfig(steps=450, device="cpu")), []
-    assert look_every(trainer, canaries) == round((40 + 32) / 32)
+    canaries, included, whole = crafted(30, 2, SHAPE, Conditions(), np.random.default_rng(1)), coins(30, seed=2), training_set()
+    data = TrainingSet(whole.patches[:20], None, None, whole.patients[:20])
+    trainer, told = Trainer(SHAPE, NetworkConfig(channels=16, latent=8), TrainingConfig(steps=150, device="cpu")), []
+    assert look_every(trainer, canaries) == round((30 + 32) / 32)
     rng = np.random.default_rng(3)
-    moments = list(attacked(trainer, training_set(), canaries, included, 10, 3, rng, tell=lambda progress, _: told.append(progress)))
-    assert [moment.critic_steps for moment in moments] == [150, 300, 450]
+    moments = list(attacked(trainer, data, canaries, included, 10, 3, rng, tell=lambda progress, _: told.append(progress)))
+    assert [moment.critic_steps for moment in moments] == [50, 100, 150]
     assert all(math.isinf(moment.epsilon) for moment in moments)
     assert told == sorted(told)
     assert told[-1] == 1
-    assert area_under_roc(moments[-1].critic_scores, included) > 0.75
-    assert area_under_roc(moments[-1].gradient_scores, included) > 0.65
+    assert area_under_roc(moments[-1].critic_scores, included) > 0.8
+    assert area_under_roc(moments[-1].gradient_scores, included) > 0.7
 
 
 def test_real_patients_as_canaries_have_as_many_patches_as_they_have():
