@@ -14,13 +14,13 @@ DESCRIPTION = """Attack a run: does it keep what differential privacy promises, 
 RUN is a run folder of train.py and PATCHES the patch folder that it was trained on; neither is changed. A copy of the run is
 trained, with the same settings and secrets of its own, on the training patients and on canaries: patients whom a fair coin puts in
 or leaves out. Three attacks then try to tell who was in: by the critic's gradients (white box), by its scores, and by synthetic patches
-alone (black box). How well they do proves a lower bound of epsilon, which must stay below what the accountant says. A private
-run is caught by far fewer steps than it has; the bound is of the steps that are done. In the folder --out:
+alone (black box). How well they do proves a lower bound of epsilon, which must stay below what the accountant says of the steps
+that are done; a bound of 0 means that nothing was shown, not that nothing leaks. In the folder --out:
   audit.html   to read: the verdict, the attacks, how it was done
   audit.json   the same numbers, at eight moments of the run
   bounds.png   the bounds under the accountant's epsilon, over the steps
 
-A copy takes about twice as long as the run did, and says how long before long. An audit is outside the guarantee: its numbers
+A copy takes two to three times as long as the run did, and says how long after some seconds. An audit is outside the guarantee: its numbers
 depend on training patients, so it stays where they do.
 
 Exit codes: 0 done, 1 the guarantee is broken, 2 bad input, 130 or 143 interrupted, nothing left behind."""
