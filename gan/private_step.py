@@ -37,8 +37,8 @@ def clipped_sum(
     sums = [torch.zeros_like(p, dtype=torch.float64) for p in wanted]
     if len(real):
         for found in patient_gradients(critic, real, synthetic, mix, there, penalty_weight, condition):
-            gradients = [found[p].double() for p in wanted]
-            if scale := _scale(torch.stack(torch._foreach_norm(gradients)).norm().item(), clip_norm):
+            gradients = [found[p] for p in wanted]
+            if scale := _scale(torch.stack(torch._foreach_norm(gradients, dtype=torch.float64)).norm().item(), clip_norm):
                 torch._foreach_add_(sums, gradients, alpha=scale)
     return dict(zip(wanted, sums, strict=True))
 
