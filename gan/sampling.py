@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gan.checkpoint import load_checkpoint
 from gan.conditions import Conditions
@@ -64,9 +65,16 @@ def load_model(
 
 
 def sample(model: Model, seeds: Sequence[int], condition: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """float32 (up to TILE, 1, *shape) in [-1, 1] at a time, one patch a seed, in their order.
+    """float32 (up to TILE, 1, *shape) in [-1, 1] at a time, one patch a seed, in their order. condition: see generate."""
+    for start in range(0, len(seeds), TILE):
+        some = slice(start, start + TILE)
+        yield from generate(model, latents(seeds[some], model.generator.latent), None if condition is None else condition[some])
 
-    condition: float32 (len(seeds), K), as model.conditions encodes them, for a model that takes any.
+
+def generate(model: Model, z: Tensor, condition: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """float32 (up to TILE, 1, *shape) in [-1, 1] at a time, one patch a latent; z: float32 (N, latent).
+
+    condition: float32 (N, K), as model.conditions encodes them, for a model that takes any.
     Raises ValueError when it takes conditions and none are given, or the other way round.
     """
     if (condition is None) != (model.conditions.size == 0):
@@ -74,12 +82,15 @@ def sample(model: Model, seeds: Sequence[int], condition: np.ndarray | None = No
             "this model draws what it is asked for: give conditions" if condition is None else "this model takes no conditions"
         )
     device = next(model.generator.parameters()).device
-    for start in range(0, len(seeds), TILE):
-        wanted = list(seeds[start : start + TILE])
-        z = latents(wanted + [0] * (TILE - len(wanted)), model.generator.latent)
+    for start in range(0, len(z), TILE):
+        rows = z[start : start + TILE]
         given = None
         if condition is not None:
-            rows = condition[start : start + TILE]
-            given = torch.from_numpy(np.concatenate([rows, np.zeros((TILE - len(rows), rows.shape[1]), rows.dtype)])).to(device)
+            given = _filled(torch.from_numpy(condition[start : start + TILE])).to(device)
         with torch.no_grad():
-            yield model.generator(z.to(device), given)[: len(wanted)].float().cpu().numpy()
+            yield model.generator(_filled(rows).to(device), given)[: len(rows)].float().cpu().numpy()
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """With zeros up to TILE rows."""
+    return torch.cat([rows, rows.new_zeros(TILE - len(rows), *rows.shape[1:])])
