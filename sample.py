@@ -1,167 +1,536 @@
-"""`python sample.py`: draws synthetic patches from a run, as a patch folder and as PNG, NIfTI and DICOM."""
+"""`python sample.py`: draws synthetic patches from runs, as a patch folder and as PNG, NIfTI and DICOM."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import re
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.command import command_parser, progress, run_command
 
+if TYPE_CHECKING:
+    import numpy as np
+    from jsonargparse import Namespace
+
+    from data.patches import PatchFolder, PatchSpec
+    from data.synthetic import Part
+    from gan.drawing import Check, Drawing
+    from gan.orders import Likeness, Orders
+    from gan.processes import Processes
+    from gan.sampling import Model
+    from gan.selection import Tally
+
 MOST_SEEDS = 10_000_000
+FORMATS = ("png", "nifti", "dicom", "seg")
+VERIFIED = 16
+"""Samples that --verify draws again."""
+MANY = 2000
+"""Files from which on several processes write them."""
 
 DESCRIPTION = """Draw synthetic lesion patches from a trained run: one patch a seed.
-Sample k depends on the model and seed k only, so a seed can be drawn again at any time.
+A sample depends on the model, its seed and what it is asked for only, so it can be drawn again at any time.
 
   python sample.py --run run --out synthetic --seeds 0-255 --format png,nifti,dicom
-  python sample.py --run run --out three --seeds 7,19,42 --format dicom
-  python sample.py --run run --out rare --class ground-glass --diameter 6-12 --seeds 0-99     of a model that can be asked
+  python sample.py --run run --out three --seeds 7,19,42 --format dicom,seg
+  python sample.py --run run --out rare --class ground_glass --diameter 6-12 --seeds 0-99     of a model that can be asked
+  python sample.py --run run --out alike --match patches --seeds 0-999       classes and diameters as real training lesions have them
+  python sample.py --run run --out filled --match patches --fill 500         so many that each class has 500, real and synthetic
+  python sample.py --run run --out fine --trunc 1.5 --quality 0.8 --dissimilar-to patches     the likeliest, best, and no near-copies
+  python sample.py --run A --run B --shares 2,1 --out both                   two runs, or several checkpoints of one (--step 500,1000)
+  python sample.py --run run --verify synthetic                              draws some of them again and compares bytes
+  python sample.py --run run --export model.onnx                             for machines without torch
 
-In the output: a patch folder (dataset.json, patches.csv, shards) that `python -m evaluate` reads, preview.png,
-sampling.json (model hash and settings), and a folder for each format:
-  png    16-bit gray, level = HU + 2048       nifti  with spacing       dicom  CT images marked as synthetic
+Where a diameter is asked for, or matched, it is measured in the sample, and a sample that misses it is drawn again: what was turned
+down is counted. In the output: a patch folder (dataset.json, patches.csv, shards) that `python -m evaluate` reads, samples.csv (what each
+was drawn for and what was measured), sampling.json (models, settings, what was turned down), preview.png, and a folder for each format:
+  png    16-bit gray, level = HU + 2048       nifti  with spacing       dicom  CT images marked as synthetic       seg  their lesions
 
-Exit codes: 0 done, 2 bad input, 130 or 143 interrupted, nothing left behind."""
+Interrupted, the same command goes on where it stopped. Exit codes: 0 done, 1 --verify found a difference, 2 bad input,
+130 or 143 interrupted."""
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Reads the command line, draws, writes."""
+def main(arguments: Sequence[str]) -> int:
+    """Reads the command line; draws and writes, verifies or exports."""
+    options = _options(arguments)
+    if options.verify:
+        return _verify(options)
+    if options.export:
+        return _export(options)
+    if not options.out:
+        raise ValueError("--out is missing: the folder to make")
+    formats = _formats(options.format)
+    drawing, spec = _drawing(options)
+    _check_formats(formats, spec)
+    processes = _processes(options)
+    try:
+        _draw_all(options, drawing, spec, formats, processes)
+    finally:
+        if processes:
+            processes.close()
+    return 0
+
+
+def _options(arguments: Sequence[str]) -> Namespace:
     parser = command_parser("python sample.py", DESCRIPTION)
-    parser.add_argument("--run", type=str, required=True, help="run folder of train.py")
-    parser.add_argument("--out", type=str, required=True, help="folder to make")
-    parser.add_argument("--seeds", type=str, default="0-255", help="such as 0-255 or 7,19,100-120")
-    parser.add_argument("--format", type=str, default="png", help="png, nifti, dicom, with commas, or none")
+    parser.add_argument("--run", type=str, action="append", required=True, help="run folder of train.py; several may be given")
+    parser.add_argument("--out", type=str | None, default=None, help="folder to make")
+    parser.add_argument("--seeds", type=str, default="0-255", help="such as 0-255 or 7,19,100-120; with --fill the first seed")
+    parser.add_argument("--format", type=str, default="png", help="png, nifti, dicom, seg (with dicom), with commas, or none")
     parser.add_argument(
         "--class",
         type=str,
         default="natural",
         help="class to draw; natural: as often as in training (of a private run, unknown: equally often), balanced: equally often",
     )
-    parser.add_argument("--diameter", type=str, default="natural", help="mm, such as 8 or 6-12; natural: as in training")
+    parser.add_argument(
+        "--diameter",
+        type=str,
+        default="natural",
+        help="mm, such as 8 (within a fifth or a voxel) or 6-12, as measured in the sample; natural: any",
+    )
+    parser.add_argument(
+        "--match", type=str | None, default=None, help="patch folder: classes and measured diameters as its training lesions have them"
+    )
+    parser.add_argument("--fill", type=int | None, default=None, help="with --match: so many samples that each class has this many lesions")
+    parser.add_argument("--reject", type=bool, default=True, help="false: keep samples whose measured diameter misses")
+    parser.add_argument("--trunc", type=float | None, default=None, help="keep latents within this many standard deviations, such as 1.5")
+    parser.add_argument(
+        "--quality", type=float | None, default=None, help="keep this share of samples, the best by the critic, such as 0.8"
+    )
+    parser.add_argument(
+        "--dissimilar-to",
+        type=str | None,
+        default=None,
+        help="patch folder: turn down what is nearer to a training lesion of it than 99 of 100 of its validation patients' lesions are",
+    )
     parser.add_argument(
         "--step",
-        type=int | Literal["best", "newest"],
+        type=str,
         default="best",
-        help="checkpoint to use; best: nearest to validation patients, or the newest where none was compared",
+        help="checkpoint to use, or several with commas; best: nearest to validation patients, or the newest where none was compared; newest",
+    )
+    parser.add_argument(
+        "--shares", type=str | None, default=None, help="of the models (runs, and their steps), such as 2,1; default: equal"
     )
     parser.add_argument("--average", type=bool, default=True, help="false: the last weights, not their moving average")
     parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="where to compute")
-    options = parser.parse_args(list(arguments))
+    parser.add_argument("--devices", type=int, default=1, help="processes that draw, one a GPU; or start them by torchrun")
+    parser.add_argument("--processes", type=int, default=0, help="that write files; 0: one a core where there are many files")
+    parser.add_argument("--verify", type=str | None, default=None, help="folder of samples to compare with what the run draws now")
+    parser.add_argument("--export", type=str | None, default=None, help="ONNX file to make")
+    return parser.parse_args(list(arguments))
 
-    from data.export import PNG_OFFSET, write_folder_preview
-    from data.files import new_folder
-    from data.patches import PatchWriter
-    from gan.sampling import load_model, sample
 
+def _models(options: Namespace, critic: bool = False) -> list[Model]:
+    """Of each run at each step. Raises ValueError when they do not draw the same kind of patches."""
+    from gan.sampling import load_model
+
+    models = []
+    for run in options.run:
+        for step in options.step.split(","):
+            if step not in ("best", "newest") and not step.isdecimal():
+                raise ValueError(f"--step {step}: want a number, best or newest")
+            which: Any = None if step == "newest" else step if step == "best" else int(step)
+            models.append(
+                load_model(
+                    Path(run), which, average=options.average, critic=critic, device=options.device,
+                    warn=lambda line: print(f"warning: {line}", file=sys.stderr),
+                )
+            )  # fmt: skip
+    first = _spec(options.run[0], models[0])
+    for model in models[1:]:
+        if _spec("a run", model) != first or model.conditions != models[0].conditions:
+            raise ValueError("the runs draw patches of different sizes, spacings, windows or classes; draw them one by one")
+    return models
+
+
+def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
+    """What is asked for. Raises ValueError for what cannot be."""
+    from data.patches import PatchFolder
+    from gan.drawing import Drawing
+    from gan.orders import Request, check_request
+
+    models = _models(options, critic=options.quality is not None)
+    spec, private = _spec(options.run[0], models[0]), any(model.guarantee for model in models)
+    if options.trunc is not None and not options.trunc > 0:
+        raise ValueError(f"--trunc {options.trunc:g}: want a number of standard deviations above 0, such as 1.5")
+    if options.quality is not None and not 0 < options.quality <= 1:
+        raise ValueError(f"--quality {options.quality:g}: want a share above 0 and at most 1, such as 0.8")
+    for name, reason in (("quality", "by its critic"), ("dissimilar_to", "by its training patients")):
+        if private and getattr(options, name) is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')} chooses samples {reason}, which the guarantee of a private run does not cover; leave it out"
+            )
+    shares = [float(share) for share in _numbers(options.shares, "--shares")] if options.shares else [1.0] * len(models)
+    if len(shares) != len(models) or min(shares) <= 0:
+        raise ValueError(f"--shares {options.shares}: want a number above 0 for each of {len(models)} models")
+    between = _between(options.diameter)
+    if between and models[0].conditions.size and not models[0].conditions.diameter:
+        print("note: this model cannot be asked for a diameter; samples of others are turned down", file=sys.stderr)
+    if (between or options.match) and spec.spacing_mm is None:
+        raise ValueError(
+            "--diameter and --match measure in mm, and the spacing of the patches that this model was trained on was never stated"
+        )
+    if options.fill is not None and options.match is None:
+        raise ValueError("--fill counts the lesions of a patch folder; name it with --match")
+    like = None
+    if options.match:
+        folder = PatchFolder.open(options.match)
+        _check_fits(folder, spec, "--match")
+        like = _likeness(folder)
+    request = Request(options["class"], between, like, _missing(folder, options.fill, spec) if options.fill is not None else None)
+    check_request(request, models[0].conditions)
     seeds = _seeds(options.seeds)
-    formats = _formats(options.format)
-    model = load_model(
-        Path(options.run), None if options.step == "newest" else options.step, average=options.average, device=options.device,
-        warn=lambda line: print(f"warning: {line}", file=sys.stderr),
-    )  # fmt: skip
-    spec = _spec(options.run, model.trained_on, bool(model.conditions.classes))
-    labels, diameters = _asked_for(model, seeds, options["class"], options.diameter, spec.classes)
-    condition = model.conditions.encode(labels, diameters) if model.conditions.size else None
-    if "dicom" in formats and spec.unit != "HU":
-        raise ValueError("dicom needs HU, and this model was trained on gray levels; import its pictures with --window")
-    if {"dicom", "nifti"} & set(formats) and spec.spacing_mm is None:
-        print("note: the patches' spacing was never stated; 1 mm is written to dicom and nifti")
-    if "png" in formats and len(spec.shape) == 3:
-        raise ValueError("png holds 2-D patches only, and this model draws 3-D ones; use --format nifti,dicom")
-    manifest = {
-        "model_sha256": model.model_hash, "step": model.step, "average": options.average, "seeds": options.seeds, "samples": len(seeds), "class": options["class"], "diameter": options.diameter, "trained_on_sha256": model.trained_on.get("content_sha256"),
-        "png_level": f"HU + {PNG_OFFSET}", "privacy": model.guarantee or "no guarantee: trained without differential privacy", "version": _version(),
-    }  # fmt: skip
-    with new_folder(options.out) as folder:
-        writer = PatchWriter(folder, spec)
-        for name in formats:
-            (folder / name).mkdir()
-        _write_all(folder, writer, formats, model, seeds, sample(model, seeds, condition), labels, diameters)
-        writer.finish()
-        write_folder_preview(folder)
-        (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(seeds)} synthetic patches in {options.out}, as {', '.join(['patch folder', *formats])}; look at {options.out}/preview.png")
-    print(f"next: python -m evaluate REAL_PATCHES {options.out} --out report")
+    if request.fill is not None:
+        if len(seeds) > 1 and options.seeds != "0-255":
+            raise ValueError(f"--seeds {options.seeds}: with --fill want the first seed only")
+        seeds = range(seeds[0], seeds[0] + sum(request.fill.values()))
+    checks: dict[str, Check] = {"diameter_mm": _diameter_check(spec, options.reject)} if between or like else {}
+    if options.dissimilar_to:
+        others = PatchFolder.open(options.dissimilar_to)
+        _check_fits(others, spec, "--dissimilar-to")
+        checks["closeness"] = _closeness_check(others)
+    if {m.trained_on.get("licence", "") for m in models} & {""}:
+        print(
+            "warning: the model card names no licence or terms of the training data; find out before you give samples away", file=sys.stderr
+        )
+    return Drawing(models, shares, request, seeds, spec.spacing_mm, options.trunc, options.quality, checks), spec
 
 
-def _spec(run, trained_on, classes_known):
+def _spec(run: str, model: Model) -> PatchSpec:
     """What the synthetic patches share, from what the model was trained on. Raises ValueError when that is incomplete."""
     from data.patches import PatchSpec
 
+    trained_on = model.trained_on
     try:
         classes, spacing, window = trained_on["classes"], trained_on["spacing_mm"], trained_on["window"]
         return PatchSpec(
             shape=tuple(trained_on["shape"]), spacing_mm=None if spacing is None else tuple(spacing), window=(window[0], window[1]),
-            classes=tuple(classes) if classes_known or len(classes) == 1 else ("lesion",), unit=trained_on["unit"], origin="synthetic",
+            classes=tuple(classes) if model.conditions.classes or len(classes) == 1 else ("lesion",), unit=trained_on["unit"], origin="synthetic",
         )  # fmt: skip
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{run}: its checkpoint does not say what it was trained on ({error!r}); it is damaged or foreign") from None
 
 
-def _asked_for(model, seeds, wanted: str, diameter: str, classes):
-    """(labels, diameters in mm): what each seed is drawn for; NaN where the diameter does not matter.
+def _check_fits(folder: PatchFolder, spec: PatchSpec, option: str) -> None:
+    for name in ("shape", "spacing_mm", "window"):
+        theirs, ours = getattr(folder, name), getattr(spec, name)
+        if theirs != ours:
+            raise ValueError(f"{option} {folder.path}: its {name} is {theirs}, and the model draws {ours}; they do not fit")
 
-    Raises ValueError for what the model cannot be asked for.
+
+def _likeness(folder: PatchFolder) -> Likeness:
+    """The training lesions of a patch folder, as those to imitate."""
+    import numpy as np
+
+    from evaluate.attributes import lesion_attributes
+    from gan.orders import Likeness
+
+    rows = folder.select(splits=["train"], classes=folder.lesion_classes)
+    if not len(rows):
+        raise ValueError(f"--match {folder.path}: it has no lesion of a training patient")
+    assert folder.spacing_mm is not None
+    parts = [folder.hu(some) for some in np.array_split(rows, math.ceil(len(rows) / 1024))]
+    measured = np.concatenate([lesion_attributes(hu, folder.spacing_mm, folder.window)["diameter_mm"] for hu in parts])
+    return Likeness(folder.rows.names("label", rows), folder.rows.diameter_mm[rows], measured)
+
+
+def _missing(folder: PatchFolder, wanted: int, spec: PatchSpec) -> dict[str, int]:
+    """Class -> how many lesions the training patients of a folder lack, the rarest first. Raises ValueError when none is missing."""
+    if wanted < 1:
+        raise ValueError(f"--fill {wanted}: want 1 or more")
+    there = {name: len(folder.select(splits=["train"], classes=[name])) for name in folder.lesion_classes}
+    missing = {name: wanted - count for name, count in sorted(there.items(), key=lambda one: one[1]) if count < wanted}
+    if not missing:
+        raise ValueError(f"--fill {wanted}: each class has that many already ({', '.join(f'{n} {name}' for name, n in there.items())})")
+    return missing if len(spec.classes) > 1 else {spec.classes[0]: sum(missing.values())}
+
+
+def _diameter_check(spec: PatchSpec, reject: bool) -> Check:
+    """The measured diameter lies where the orders want it; reject: whether it has to."""
+    import numpy as np
+
+    from data.preprocess import from_unit
+    from evaluate.attributes import lesion_attributes
+
+    assert spec.spacing_mm is not None
+    spacing, window = spec.spacing_mm, spec.window
+
+    def check(patches: np.ndarray, asked: Orders, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mm = lesion_attributes(from_unit(patches[:, 0], window), spacing, window)["diameter_mm"]
+        low, high = asked.low_mm[rows], asked.high_mm[rows]
+        return mm, np.isneginf(low) | ((mm >= low) & (mm <= high)) | (not reject)
+
+    return check
+
+
+def _closeness_check(folder: PatchFolder) -> Check:
+    """No nearer to a training lesion of the folder, as the evaluation measures it, than 99 % of its validation lesions are.
+
+    Without validation patients: no nearer than half as near as that lesion's nearest of another patient.
     """
     import numpy as np
 
-    known, counts = model.conditions.classes, model.trained_on.get("class_counts", {})
-    if wanted not in ("natural", "balanced", *known):
-        raise ValueError(f"--class {wanted}: this model can be asked for {', '.join(known) or 'no class'}")
-    if wanted in known or not known:
-        labels = [wanted if known else classes[0]] * len(seeds)
-    else:
-        chances = np.array([counts.get(name, 0) if counts and wanted == "natural" else 1 for name in known], float)
-        labels = [known[int(np.random.default_rng([seed, 1]).choice(len(known), p=chances / chances.sum()))] for seed in seeds]
-    ends = re.fullmatch(r"(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?", diameter)
-    if diameter != "natural" and not (model.conditions.diameter and ends and float(ends[1]) <= float(ends[2] or ends[1])):
-        cannot = "" if model.conditions.diameter else "; this model cannot be asked for a diameter"
-        raise ValueError(f"--diameter {diameter}: want mm, such as 8 or 6-12{cannot}")
-    if not model.conditions.diameter:
-        return labels, np.full(len(seeds), np.nan)
-    between = model.trained_on.get("diameter_deciles_mm") or [5.0, 20.0]
-    if ends:
-        between = [float(ends[1]), float(ends[2] or ends[1])]
-    places = [np.random.default_rng([seed, 2]).random() for seed in seeds]
-    return labels, np.interp(places, np.linspace(0, 1, len(between)), between)
-
-
-def _write_all(folder, writer, formats, model, seeds, batches, labels, diameters) -> None:
-    """Writes every sample, in its shard and in every format."""
-    from data.dicom_writing import Subject
-    from data.export import write_patch_dicom, write_patch_nifti, write_png16
-    from data.patches import Patch
     from data.preprocess import from_unit
+    from evaluate.memorisation import closeness_to, distance_to_another_patient
 
-    spec = writer.spec
-    spacing = spec.spacing_mm or (1.0,) * len(spec.shape)
-    drawn = (hu for batch in batches for hu in from_unit(batch[:, 0], spec.window))
-    for seed, label, mm, hu in zip(seeds, labels, diameters, progress(drawn, "samples", len(seeds)), strict=True):
-        name = f"seed-{seed:08d}"
-        patient = f"synthetic-{seed:08d}"
-        writer.add(Patch(hu, patient, name, label, None if math.isnan(mm) else float(mm), split="synthetic", id=name))
-        if "png" in formats:
-            write_png16(hu, folder / "png" / f"{name}.png")
-        if "nifti" in formats:
-            write_patch_nifti(hu, spacing, folder / "nifti" / f"{name}.nii.gz")
-        if "dicom" in formats:
-            subject = Subject(
-                key=f"{model.model_hash} {seed}", name=f"SYNTHETIC^{seed:08d}", patient_id=patient.upper(),
-                description=f"synthetic {label} patch", model=model.model_hash, version=_version(), window=spec.window,
-            )  # fmt: skip
-            write_patch_dicom(hu, spacing, subject, folder / "dicom" / name)
+    rows, others = (folder.select(splits=[split], classes=folder.lesion_classes) for split in ("train", "validation"))
+    if len(rows) < 2:
+        raise ValueError(f"--dissimilar-to {folder.path}: it has fewer than 2 lesions of training patients")
+    training, window = folder.hu(rows), folder.window
+    spacing_hu = distance_to_another_patient(training, folder.rows.names("patient", rows), window)
+    least = float(np.quantile(closeness_to(folder.hu(others), training, spacing_hu, window), 0.01)) if len(others) else 0.5
+
+    def check(patches: np.ndarray, asked: Orders, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = closeness_to(from_unit(patches[:, 0], window), training, spacing_hu, window)
+        return found, found >= least
+
+    return check
 
 
-def _seeds(text: str) -> list[int]:
+def _draw_all(options: Namespace, drawing: Drawing, spec: PatchSpec, formats: Sequence[str], processes: Processes | None) -> None:
+    """Draws and writes the parts that are not there yet, this process its share of them; the first one puts them together."""
+    from data.files import resumable_folder
+
+    manifest = _manifest(options, drawing, formats)
+    job = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    out = Path(options.out)
+    if processes and not processes.first:
+        _together(processes)
+        _write_parts(drawing, spec, formats, out.parent / f".{out.name}.parts" / "parts" / job, options, processes)
+        _together(processes)
+        return
+    with resumable_folder(out) as (folder, parts):
+        (parts / job).mkdir(exist_ok=True)
+        _together(processes)
+        try:
+            written = _write_parts(drawing, spec, formats, parts / job, options, processes)
+            _together(processes)
+            tally = _finish(folder, drawing, spec, formats, written, manifest)
+        finally:
+            for left in parts.glob("*/.*.partial"):
+                shutil.rmtree(left, ignore_errors=True)
+            for empty in parts.iterdir():
+                if not any(empty.iterdir()):
+                    empty.rmdir()
+    if tally.rejected:
+        print(tally.words())
+    if drawing.truncation is not None:
+        print(
+            f"--trunc {drawing.truncation:g}: samples lie {manifest['truncation']['diversity']:.0%} as far from one another as without it"
+        )
+    print(f"{len(drawing.seeds)} synthetic patches in {out}, as {', '.join(['patch folder', *formats])}; look at {out}/preview.png")
+    print(f"next: python -m evaluate REAL_PATCHES {out} --out report")
+
+
+def _manifest(options: Namespace, drawing: Drawing, formats: Sequence[str]) -> dict[str, Any]:
+    """What sampling.json says, but for what was turned down. No path is in it."""
+    from data.export import PNG_OFFSET
+
+    models, known = drawing.models, [m.trained_on.get("content_sha256") for m in drawing.models]
+    guarantees = list(dict.fromkeys(m.guarantee or "no guarantee: trained without differential privacy" for m in models))
+    if any(m.guarantee for m in models) and drawing.request.like is not None:
+        guarantees.append(
+            "Classes and diameters were drawn as in a given patch folder; if it is the training patients', that is outside the guarantee."
+        )
+    return {
+        "model_sha256": models[0].model_hash, "step": models[0].step, "trained_on_sha256": known[0],
+        "models": [
+            {"model_sha256": m.model_hash, "step": m.step, "share": share / sum(drawing.shares), "trained_on_sha256": sha}
+            for m, share, sha in zip(models, drawing.shares, known, strict=True)
+        ],
+        "average": options.average, "device": options.device, "seeds": options.seeds, "samples": len(drawing.seeds), "class": options["class"],
+        "diameter": options.diameter, "match": _content(options.match), "fill": drawing.request.fill, "reject": options.reject,
+        "truncation": None if drawing.truncation is None else {"limit": drawing.truncation, "diversity": round(drawing.diversity(), 4)},
+        "quality": drawing.quality, "dissimilar_to": _content(options.dissimilar_to),
+        "formats": list(formats), "png_level": f"HU + {PNG_OFFSET}", "privacy": " ".join(guarantees),
+        "licence": " / ".join(dict.fromkeys(m.trained_on.get("licence", "") for m in models)) or None, "version": _version(),
+    }  # fmt: skip
+
+
+def _content(path: str | None) -> str | None:
+    from data.patches import PatchFolder
+
+    return None if path is None else PatchFolder.open(path).content_hash
+
+
+def _write_parts(
+    drawing: Drawing, spec: PatchSpec, formats: Sequence[str], parts: Path, options: Namespace, processes: Processes | None
+) -> list[Path]:
+    """Every part's folder, in order, of which this process has drawn its share of those that were not there."""
+    from data.parallel import work_ahead
+    from data.synthetic import write_part
+    from gan.sampling import TILE
+
+    total = len(drawing.seeds)
+    size = max(TILE, min(1024, (1 << 22) // math.prod(spec.shape) // TILE * TILE))
+    folders = [parts / f"{n:06d}" for n in range(math.ceil(total / size))]
+    rank, count = (processes.rank, processes.count) if processes else (0, 1)
+    mine = [n for n in range(rank, len(folders), count) if not folders[n].exists()]
+    before = sum(folder.exists() for folder in folders)
+    if before and rank == 0:
+        print(f"{before} of {len(folders)} parts were drawn by an earlier run", file=sys.stderr)
+    writers = options.processes or (len(os.sched_getaffinity(0)) if len(formats) * total >= MANY else 1)
+
+    def made() -> Iterator[Part]:
+        for n in mine:
+            yield _part(drawing, spec, formats, folders[n], n * size, min(size, total - n * size))
+
+    for _ in progress(work_ahead(write_part, made(), writers), "parts of samples", len(mine)):
+        pass
+    return folders
+
+
+def _part(drawing: Drawing, spec: PatchSpec, formats: Sequence[str], folder: Path, first: int, count: int) -> Part:
+    """Some of the samples, drawn, with what is told of them."""
+    from data.preprocess import from_unit
+    from data.synthetic import Part, Sample
+    from evaluate.attributes import central_component
+
+    taken, asked, model_of, tally = drawing.part(first, count)
+    hu = from_unit(taken.patches[:, 0], spec.window)
+    samples = [
+        Sample(
+            seed, int(taken.attempts[n]), drawing.models[model_of[n]].model_hash, str(asked.labels[n]) or spec.classes[0],
+            float(asked.asked_mm[n]),
+            {name: float(taken.measured[name][n]) for name in drawing.measured},
+        ) for n, seed in enumerate(drawing.seeds[first : first + count])
+    ]  # fmt: skip
+    masks = central_component(hu, spec.spacing_mm or (1.0,) * len(spec.shape), spec.window) if "seg" in formats else None
+    return Part(folder, hu, samples, spec, formats, _version(), tally.facts(), masks)
+
+
+def _finish(
+    folder: Path, drawing: Drawing, spec: PatchSpec, formats: Sequence[str], parts: Sequence[Path], manifest: dict[str, Any]
+) -> Tally:
+    """One patch folder of all parts, its preview and sampling.json; what was turned down."""
+    from data.export import write_folder_preview
+    from data.synthetic import assemble
+    from gan.selection import Tally
+
+    tally = Tally()
+    for facts in assemble(folder, spec, formats, parts, drawing.measured):
+        tally.add(**facts)
+    write_folder_preview(folder)
+    selection = {**tally.facts(), "acceptance": round(tally.rate, 4)}
+    (folder / "sampling.json").write_text(json.dumps({**manifest, "selection": selection}, indent=1) + "\n", encoding="utf-8")
+    return tally
+
+
+def _together(processes: Processes | None) -> None:
+    """Waits until all processes are here."""
+    if processes:
+        import torch
+
+        processes.sum([torch.zeros(1, device=processes.device)])
+
+
+def _processes(options: Namespace) -> Processes | None:
+    """The processes that draw, where there are several. Started here, or by torchrun."""
+    if options.devices == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    if options.devices < 1:
+        raise ValueError(f"--devices {options.devices}: want 1 or more")
+    from gan.config import TrainingConfig
+    from gan.processes import Processes
+
+    return Processes(TrainingConfig(device=options.device, devices=options.devices))
+
+
+def _verify(options: Namespace) -> int:
+    """Draws some of a folder's samples again and compares pixels and files, byte by byte; 1 where they differ."""
+    import tempfile
+
+    import numpy as np
+
+    from data.patches import PatchFolder
+    from data.preprocess import from_unit
+    from data.synthetic import Part, read_samples, write_formats
+    from evaluate.attributes import central_component
+    from gan.sampling import candidates, generate
+
+    folder = PatchFolder.open(options.verify)
+    folder.verify()
+    try:
+        said = json.loads((folder.path / "sampling.json").read_text(encoding="utf-8"))
+        formats, limit = list(said["formats"]), (said["truncation"] or {}).get("limit")
+        options.average, steps = bool(said["average"]), {str(one["step"]) for one in said["models"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder.path}/sampling.json: not as sample.py wrote it ({type(error).__name__}: {error})") from None
+    options.step = ",".join(sorted(steps)) if options.step == "best" else options.step
+    models = {model.model_hash: model for model in _models(options)}
+    samples = read_samples(folder.path)
+    places = np.unique(np.linspace(0, len(samples) - 1, VERIFIED).astype(int))
+    chosen, differ = [samples[n] for n in places], 0
+    missing = {one.model for one in chosen} - set(models)
+    if missing:
+        raise ValueError(f"{folder.path}: drawn from the model {missing.pop()[:16]}..., which is in no --run given, at this --step")
+    drawn = []
+    for one in chosen:
+        model = models[one.model]
+        condition = model.conditions.encode([one.label], [one.asked_mm]) if model.conditions.size else None
+        (patch,) = generate(model, candidates([one.seed], one.attempt, model.generator.latent, limit), condition)
+        drawn.append(patch[0, 0])
+    hu = from_unit(np.stack(drawn), folder.window)
+    masks = central_component(hu, folder.spacing_mm or (1.0,) * len(folder.shape), folder.window) if "seg" in formats else None
+    with tempfile.TemporaryDirectory() as place:
+        again = Path(place)
+        write_formats(again, Part(again, hu, chosen, folder.spec, formats, str(said.get("version")), {}, masks))
+        made = [file.relative_to(again) for file in sorted(again.rglob("*")) if file.is_file()]
+        for n, one in zip(places, chosen, strict=True):
+            theirs = [file for file in made if one.name in str(file)]
+            same = np.array_equal(folder.hu([n])[0], hu[places.tolist().index(n)]) and all(
+                (folder.path / file).is_file() and (folder.path / file).read_bytes() == (again / file).read_bytes() for file in theirs
+            )
+            if not same:
+                print(f"{one.name}: differs from what the model draws")
+                differ += 1
+    print(
+        f"{len(chosen) - differ} of {len(chosen)} samples drawn again are the same, byte by byte, as patches{''.join(f', {f}' for f in formats)}"
+    )
+    if differ:
+        print(
+            f"note: kernels of another kind of processor or another version of torch round differently; these were drawn on {said.get('device')}"
+        )
+    return int(differ > 0)
+
+
+def _export(options: Namespace) -> int:
+    raise NotImplementedError
+
+
+def _between(text: str) -> tuple[float, float] | None:
+    """ "6-12" -> (6, 12), "8" -> (8, 8), "natural" -> None. Raises ValueError for anything else."""
+    if text == "natural":
+        return None
+    ends = re.fullmatch(r"(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?", text)
+    if not ends or not 0 < float(ends[1]) <= float(ends[2] or ends[1]):
+        raise ValueError(f"--diameter {text}: want mm, such as 8 or 6-12")
+    return float(ends[1]), float(ends[2] or ends[1])
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text}: want numbers with commas") from None
+
+
+def _seeds(text: str) -> Sequence[int]:
     """ "0-3,7" -> [0, 1, 2, 3, 7]. Raises ValueError for anything else, doubles included."""
     parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.split(",")]
     ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
     if sum(max(one.stop - one.start, 0) for one in ranges) > MOST_SEEDS:
         raise ValueError(f"--seeds {text}: at most {MOST_SEEDS} at a time")
+    if None not in parts and len(ranges) == 1 and ranges[0]:
+        return ranges[0]
     seeds = [seed for one in ranges for seed in one]
     if None in parts or not all(ranges) or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {text!r}: want whole numbers and ranges, each seed once, such as 0-255 or 7,19,100-120")
@@ -169,13 +538,20 @@ def _seeds(text: str) -> list[int]:
 
 
 def _formats(text: str) -> list[str]:
-    from data.export import FORMATS
-
     formats = [] if text == "none" else text.split(",")
     unknown = [name for name in formats if name not in FORMATS]
-    if unknown or len(set(formats)) < len(formats):
-        raise ValueError(f"--format {text!r}: want {', '.join(FORMATS)}, with commas, or none")
+    if unknown or len(set(formats)) < len(formats) or ("seg" in formats and "dicom" not in formats):
+        raise ValueError(f"--format {text!r}: want {', '.join(FORMATS)} (seg beside dicom), with commas, or none")
     return formats
+
+
+def _check_formats(formats: Sequence[str], spec: PatchSpec) -> None:
+    if "dicom" in formats and spec.unit != "HU":
+        raise ValueError("dicom needs HU, and this model was trained on gray levels; import its pictures with --window")
+    if {"dicom", "nifti"} & set(formats) and spec.spacing_mm is None:
+        print("note: the patches' spacing was never stated; 1 mm is written to dicom and nifti")
+    if "png" in formats and len(spec.shape) == 3:
+        raise ValueError("png holds 2-D patches only, and this model draws 3-D ones; use --format nifti,dicom")
 
 
 def _version() -> str:

@@ -182,6 +182,9 @@ def _plan(options: Any, folder: PatchFolder, patients: int, start: Checkpoint | 
         ("training.balance", training.balance, "it goes by how often classes occur, which tells of patients; each class is drawn equally often"),
         ("training.augment", training.augment, "it goes by scores of real patches"),
         ("training.not_finite", training.not_finite == "skip", "whether a step is skipped would tell of patients; theirs never are"),
+        ("a folder whose patients are not known", not folder.spec.patients_known,
+         "it would be promised to pictures or scans; make the folder again with patient ids (import: *_groups or --separator, prepare: "
+         "column patient_id), or with --patients each if no patient has two of them"),
         ("the window", folder.unit != "HU", "gray levels of unknown origin may have been scaled by the patients' own; import with --window"),
         (f"--init-from {options.init_from}", start and start.privacy_spent, "that run is private: its critic is not to be used again"),
         (f"--init-from {options.init_from}", start and start.trained_on.get("content_sha256") == folder.content_hash,
@@ -254,6 +257,7 @@ def _start_from_preset(parser: ArgumentParser, preset: str) -> None:
 def demo_patches(place: Path) -> Path:
     """The demo cohort's patch folder in this folder, made on first use by the commands the README shows."""
     from data.__main__ import main as data_command
+    from data.commands.phantom import LICENCE
 
     phantom, patches, key = place / "phantom", place / "patches", place / "pseudonym.key"
     if os.environ.get("RANK") and not patches.exists():
@@ -264,7 +268,7 @@ def demo_patches(place: Path) -> Path:
         key.write_text("0" * 64)  # phantom patients need no secret, and the demo gives the same bytes to everybody
         data_command([
             "prepare", str(phantom), "--lesions", str(phantom / "annotations.csv"), "--out", str(patches),
-            "--size", "32", "--spacing", "1.25", "--slices", "3", "--key", str(key),
+            "--size", "32", "--spacing", "1.25", "--slices", "3", "--key", str(key), "--licence", LICENCE,
         ])  # fmt: skip
     return patches
 
@@ -313,6 +317,7 @@ def _trained_on(folder: PatchFolder, data: TrainingSet, private: bool) -> dict[s
     public = {
         "shape": list(folder.shape), "spacing_mm": folder.spacing_mm and list(folder.spacing_mm), "window": list(folder.window),
         "unit": folder.unit, "classes": list(folder.lesion_classes), "patients": len(set(np.asarray(data.patients).tolist())),
+        "patients_known": folder.spec.patients_known, "licence": folder.spec.licence,
     }  # fmt: skip
     return public if private else {
         **public, "patches": len(indices), "class_counts": dict(zip(labels.tolist(), counts.tolist(), strict=True)),

@@ -80,7 +80,7 @@ def find_volumes(
     looked_at = track(few.map(look_at_all, chunks), "looking at files, by 256", len(chunks))
     series, skipped = find_series(chain.from_iterable(looked_at))
     skipped += [Skipped(Source(Path(str(error.file))), error.reason) for error in damaged]
-    series += [Series(stem(f), stem(f), (f,)) for f in single]
+    series += [Series(stem(f), stem(f), (f,), nameless=True) for f in single]
     named = Counter(one.uid for one in series)
     twice = "has the same name as another volume, so a lesion list cannot tell them apart; rename one"
     series = [s if named[s.uid] == 1 else replace(s, spoiled=Unreadable(s.files[0], twice)) for s in series]
@@ -95,12 +95,13 @@ def find_volumes(
 
 def prepare(
     places: Sequence[str | Path], lesions: LesionList, out: Path, parts: Path, config: CutConfig, pseudonyms: Pseudonyms, *,
-    workers: Workers = Workers(), strict: bool = False, warn: Callable[[str], None] = lambda line: None,
+    licence: str = "", one_each: bool = False, workers: Workers = Workers(), strict: bool = False, warn: Callable[[str], None] = lambda line: None,
     track: Track = lambda items, what, total: items,
 ) -> Outcome:  # fmt: skip
     """Cuts every listed lesion, and background, out of the scans, into the empty folder `out`.
 
     parts: a folder for what each series gave; what is there from an earlier run is used again.
+    licence: of the scans, in words. one_each: each study or file without a patient id is known to be another patient's.
     strict: anything left out is an error. warn: told of each series and of the files that are left out, with their paths.
     track: wraps what takes long. Raises ValueError when nothing can be cut.
     """
@@ -117,9 +118,8 @@ def prepare(
         if s.uid in lesions.series
     ]
     outcome.notes["series without a listed lesion, left out"] = len(found) - len(wanted)
-    outcome.notes["series without a PatientID: its study counts as a patient"] = sum(
-        s.nameless for s in wanted if s.uid not in lesions.patients
-    )
+    nameless = {s.uid for s in wanted if s.nameless and s.uid not in lesions.patients and not one_each}
+    outcome.notes["series without a PatientID: its study, or file, counts as a patient; --patients each says that it is"] = len(nameless)
     if not wanted:
         raise ValueError(
             f"none of the {len(lesions.series)} series in the lesion list is among the {len(found)} found; "
@@ -155,6 +155,7 @@ def prepare(
         shape=config.shape, spacing_mm=(config.spacing_mm,) * len(config.shape), window=config.window,
         classes=(*sorted(labels - {BACKGROUND}), *({BACKGROUND} & labels)), background=BACKGROUND if BACKGROUND in labels else None,
         resampling="linear, in the nearest axial slice" if len(config.shape) == 2 else "trilinear",
+        licence=licence, patients_known=not any(job.series.uid in nameless for job in cut),
     )  # fmt: skip
     _write(out, spec, cut, pseudonyms, outcome)
     return outcome

@@ -37,7 +37,7 @@ class Series:
     """The CT slices of one series, found but not yet read.
 
     spoiled: why it cannot be trusted, though each of its files may be whole. nameless: it has no PatientID, so
-    patient_id is its StudyInstanceUID.
+    patient_id is its StudyInstanceUID, or its file's name where it is no DICOM.
     """
 
     uid: str

@@ -65,6 +65,30 @@ def read_ahead(read: Callable[[In], Out], inputs: Iterable[In], threads: int = 4
             yield ready, future.result
 
 
+def work_ahead(function: Callable[[In], Out], inputs: Iterable[In], processes: int) -> Iterator[Out]:
+    """function(x) for each x, in order, by so many processes, while the caller makes the next x; no more than two wait for each.
+
+    1 process: this one itself. A worker that dies is an OSError.
+    """
+    if processes <= 1:
+        yield from map(function, inputs)
+        return
+    waiting: deque[Future[Out]] = deque()
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _as_worker) as pool:
+        try:
+            for one in inputs:
+                waiting.append(pool.submit(_unwound, function, one))
+                if len(waiting) > 2 * processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise OSError("a worker process was killed, perhaps for want of memory; try fewer --processes") from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 def _in_pool(function: Callable[[In], Out], inputs: Sequence[In], processes: int) -> Iterator[Out]:
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _as_worker) as pool:
         try:

@@ -18,16 +18,18 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from data.patch_table import COLUMNS, SPLITS, PatchRow, PatchTable, check_name, read_table
 from data.preprocess import Window, check_window, to_unit
+
+T = TypeVar("T")
 
 FORMAT = {"format": "lesiongan patch folder", "version": 2}
 SHARD_BYTES = 64 * 2**20
@@ -35,6 +37,8 @@ SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 32_768
 OPEN_SHARDS = 64
 """How many shards a folder keeps open; beyond, the one not used for longest is closed."""
+
+LICENCE_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class PatchSpec:
     shape: (H, W) or (D, H, W). spacing_mm: along each axis of shape, None where unknown.
     window: the HU shown as -1 and +1. unit: "HU", or "gray" when no window was stated.
     background: the class of lesion-free patches, if any. origin: where the patches come from.
-    resampling: in words, how the source's voxels became these.
+    resampling: in words, how the source's voxels became these. licence: of the data, or its terms, in words
+    (see check_licence), "" where nobody stated it. patients_known: False where a picture or scan counts as a
+    patient only because it names none.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +61,8 @@ class PatchSpec:
     background: str | None = None
     origin: Literal["real", "synthetic"] = "real"
     resampling: str = "none"
+    licence: str = ""
+    patients_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,10 +125,14 @@ class PatchFolder:
                 background=meta["background"],
                 origin=meta["origin"],
                 resampling=str(meta["resampling"]),
+                licence=check_licence(_stated(meta, "licence", "")),
+                patients_known=_stated(meta, "patients_known", True),
             )
             content_hash = str(meta["content_sha256"])
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{path / 'dataset.json'}: missing or malformed {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{path / 'dataset.json'}: {error}") from None
         return cls(path, spec, content_hash, read_table(path / "patches.csv", spec.classes))
 
     def __len__(self) -> int:
@@ -199,6 +211,7 @@ class PatchWriter:
 
     def __init__(self, path: Path, spec: PatchSpec):
         check_window(spec.window)
+        check_licence(spec.licence)
         for name in spec.classes:
             check_label(name)
         self.path, self.spec = path, spec
@@ -291,6 +304,21 @@ def check_label(label: str) -> str:
     if not label or len(label) > 40 or not all(c.isascii() and (c.isalnum() or c in "_-. ") for c in label) or label[0] in "-. ":
         raise ValueError(f"class name {label!r}: want letters, digits, '_', '-', '.' or spaces, at most 40")
     return label
+
+
+def check_licence(text: str) -> str:
+    """The words on the licence without spaces around them, or ValueError when they are not one line of at most LICENCE_LENGTH characters."""
+    if len(text) > LICENCE_LENGTH or not text.isprintable():
+        raise ValueError(f"licence {text[:30]!r}: want one line of at most {LICENCE_LENGTH} printable characters; it has {len(text)}")
+    return text.strip()
+
+
+def _stated(meta: Mapping[str, Any], name: str, otherwise: T) -> T:
+    """What dataset.json states, or `otherwise` in a folder made before this was recorded."""
+    value = meta.get(name, otherwise)
+    if not isinstance(value, type(otherwise)):
+        raise TypeError(name)
+    return value
 
 
 def _open_shard(path: Path, shape: tuple[int, ...], number: int) -> np.ndarray:

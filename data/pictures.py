@@ -31,6 +31,7 @@ class ImportConfig:
     window: the HU of black and white, None where unknown. size: side in pixels to resize to, None to keep.
     classes: names for an npz file's labels 0, 1, ...; background: which of them is lesion-free.
     separator: the patient is the part of a picture's file name before it; None: each picture is a patient.
+    one_each: a picture that names no patient is known to be another patient's. licence: of the pictures, in words.
     """
 
     window: Window | None = None
@@ -42,16 +43,19 @@ class ImportConfig:
     seed: int = 0
     validation: float = 0.15
     test: float = 0.25
+    one_each: bool = False
+    licence: str = ""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One gray picture, read when asked for: `gray()` is uint8 or uint16 (H, W) or (D, H, W)."""
+    """One gray picture, read when asked for: `gray()` is uint8 or uint16 (H, W) or (D, H, W). nameless: it names no patient."""
 
     gray: Callable[[], np.ndarray]
     label: str
     patient: str
     split: str | None
+    nameless: bool
 
 
 def import_pictures(
@@ -85,6 +89,7 @@ def import_pictures(
             shape=shape, spacing_mm=None if config.spacing_mm is None else (config.spacing_mm,) * len(shape), window=window,
             classes=tuple(labels), unit=unit, background=config.background,
             resampling="none" if shape == first.shape else "linear, smoothed before shrinking",
+            licence=config.licence, patients_known=config.one_each or not any(p.nameless for p in pictures),
         ),
     )  # fmt: skip
     for picture in track(pictures, len(pictures)):
@@ -131,6 +136,7 @@ def _from_npz(source: Path, config: ImportConfig) -> list[Picture]:
         if f"{prefix}_images" not in arrays:
             continue
         images, labels = arrays[f"{prefix}_images"], arrays.get(f"{prefix}_labels")
+        nameless = f"{prefix}_groups" not in arrays
         groups = arrays.get(f"{prefix}_groups", np.array([f"{prefix} {n}" for n in range(len(images))]))
         if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] == 3):
             raise ValueError(
@@ -150,7 +156,7 @@ def _from_npz(source: Path, config: ImportConfig) -> list[Picture]:
                 )
             name = config.classes[label] if config.classes else str(label)
             # training patients stay open: some of them may be needed for validation or test
-            pictures.append(Picture(partial(np.asarray, image), name, str(group), None if split == "train" else split))
+            pictures.append(Picture(partial(np.asarray, image), name, str(group), None if split == "train" else split, nameless))
     if not pictures:
         raise ValueError(f"{source}: no train_images, val_images or test_images in it")
     return pictures
@@ -161,7 +167,7 @@ def _from_tree(source: Path, config: ImportConfig) -> list[Picture]:
     for folder in sorted(p for p in source.iterdir() if p.is_dir()):
         for file in sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES):
             patient = file.stem.partition(config.separator)[0] if config.separator else f"{folder.name}/{file.name}"
-            pictures.append(Picture(partial(_read_gray, file), check_label(folder.name), patient, None))
+            pictures.append(Picture(partial(_read_gray, file), check_label(folder.name), patient, None, not config.separator))
     if not pictures:
         raise ValueError(f"{source}: no folder in it holds PNG or JPEG files; want one folder a class")
     return pictures

@@ -40,7 +40,7 @@ def summary_of(spec: PatchSpec, quality: Quality) -> Summary:
     if quality.augmented:
         lead += f"; besides, {_count(quality.augmented, 'augmented copy', 'augmented copies')}, not counted below"
     warnings = [
-        *_copies(quality), *_values(spec, quality), *_confounded(quality), *_classes(spec, rows), *_large_patient(rows),
+        *_patients(spec), *_copies(quality), *_values(spec, quality), *_confounded(quality), *_classes(spec, rows), *_large_patient(rows),
         *_geometry(spec, quality),
     ]  # fmt: skip
     if spec.origin == "synthetic":  # nobody's patches: shares and splits of patients mean nothing
@@ -66,6 +66,11 @@ def confounded(quality: Quality) -> Iterator[tuple[str, str, str, float, float]]
             common = sum(other[value] for other in others) / rest if rest else 1.0
             if count >= 0.9 * values.total() and common <= 0.6 and binom.sf(count - 1, values.total(), common) < 0.01:
                 yield label, factor, value, count / values.total(), common
+
+
+def _patients(spec: PatchSpec) -> Iterator[str]:
+    if not spec.patients_known:
+        yield "The patients are not known: each picture or scan that names none counts as one, so one person may be in several splits."
 
 
 def _copies(quality: Quality) -> Iterator[str]:

@@ -174,6 +174,15 @@ def distance_to_another_patient(real: NDArray, patients: Patients, window: tuple
     return np.where(same, np.inf, between).min(1).astype(np.float64)
 
 
+def closeness_to(patches: NDArray, training: NDArray, spacing_hu: Floats, window: tuple[float, float]) -> Floats:
+    """Of each patch to the training patches, (N,): the distance to the nearest over that one's spacing_hu (see Memorisation.closeness).
+
+    spacing_hu: of each training patch to the nearest of another patient, as distance_to_another_patient has it.
+    """
+    found = neighbours(patches, training, window)
+    return _ratio(found.nearest_hu, spacing_hu[found.nearest])
+
+
 def membership_inference(
     training_hu: NDArray,
     training_patients: Patients,

@@ -16,13 +16,17 @@ from gan.config import TrainingConfig
 MAY_CHANGE = {"steps", "log_every", "samples_every", "checkpoint_every", "not_finite", "device", "devices", "nodes"}
 """Settings that may differ when a run resumes: they do not change what a step computes."""
 
+SAID_OF_THE_DATA = {"licence", "patients_known"}
+"""What trained_on says besides what the patches are: runs of before these were recorded resume, and a licence may be mended."""
+
+NOT_KNOWN = "the patients were not known: each picture or scan counts as one, so the patients held out may be among those trained on"
 NO_GUARANTEE = "**no guarantee**. The model was trained without differential privacy and may remember training patients."
 NOT_COVERED = """
-  The promise is about the patch folder as it is: a patient is what its patches.csv calls one (pictures imported without patients
-  are one each), and how the folder was split or enlarged may itself depend on who was in it.
-  Not covered: validation and test patients; what an audit measures on training patients; the number of training patients and the
-  names of the classes, which are taken for public; weights that the run started from (--init-from), whose own patients have what
-  that run promised; copies of the run folder that go on by themselves, whose spending adds up; and the file .privacy.json of the
+  The promise is about the patch folder as it is: a patient is what its patches.csv calls one, and how the folder was split
+  or enlarged may itself depend on who was in it.
+  Not covered: validation and test patients; what an audit measures on training patients; the number of training patients, the
+  names of the classes and the words on the licence, which are taken for public; weights that the run started from (--init-from),
+  whose own patients have what that run promised; copies of the run folder that go on by themselves, whose spending adds up; and the file .privacy.json of the
   run folder, which stays with the data."""
 
 
@@ -52,10 +56,14 @@ def open_run(run: Path, config: Mapping[str, Any], trained_on: Mapping[str, Any]
                         f"{part}.{name} is {value}, but {run} was started with {settings_before[part, name]}; "
                         "use the same settings to resume, or another --out"
                     )
-        if data_before != trained_on:
+        if not isinstance(data_before, dict) or _patches_of(data_before) != _patches_of(trained_on):
             raise ValueError(f"{run} was trained on other patches (their content hash differs); choose another --out")
     write_atomically(run / "trained_on.json", (json.dumps(trained_on, indent=1) + "\n").encode())
     write_atomically(file, yaml.safe_dump(config, sort_keys=False).encode())
+
+
+def _patches_of(trained_on: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in trained_on.items() if name not in SAID_OF_THE_DATA}
 
 
 def write_model_card(
@@ -77,6 +85,8 @@ def write_model_card(
         if best
         else "no step was compared with validation patients"
     )
+    licence = trained_on.get("licence") or "not stated; find out before giving the model or its samples away"
+    warnings = warnings if trained_on.get("patients_known", True) else [NOT_KNOWN, *warnings]
     settings = {k: v for k, v in asdict(training).items() if k not in MAY_CHANGE}
     card = f"""# Model card
 
@@ -85,6 +95,7 @@ A WGAN-GP (Gulrajani et al. 2017) that draws CT patches of lesions. Its images a
 - model: SHA-256 {checkpoint.model_hash}, step {checkpoint.step}; {chosen}
 - trained on: {patches};
   {" x ".join(map(str, trained_on["shape"]))} pixels, spacing {trained_on["spacing_mm"] or "unknown"} mm, window {low:g} to {high:g} {trained_on["unit"]}{content}
+- licence or terms of the data: {licence}
 - can be asked for: {asked_for or "nothing; it draws all classes as one"}
 - training: {", ".join(f"{name} {value}" for name, value in settings.items())}
 {"".join(f"- warning: {line}" + chr(10) for line in warnings)}- privacy: {private["sentence"] + NOT_COVERED if private else NO_GUARANTEE}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gan.checkpoint import load_checkpoint
 from gan.conditions import Conditions
-from gan.networks import Generator, device_of, place
+from gan.networks import Critic, Generator, device_of, place
 from gan.trainer import latents, section
 
 TILE = 32
@@ -25,7 +25,7 @@ the batch would round differently, and a sample would depend on its neighbours."
 class Model:
     """A trained generator, what it can be asked for, and what it was trained on. model_hash: SHA-256 of its checkpoint's tensors.
 
-    guarantee: in one sentence, what differential privacy promises of it; None where it was trained without."""
+    guarantee: in one sentence, what differential privacy promises of it; None where it was trained without. critic: only where asked for."""
 
     generator: Generator
     conditions: Conditions
@@ -33,6 +33,7 @@ class Model:
     model_hash: str
     trained_on: dict[str, Any]
     guarantee: str | None = None
+    critic: Critic | None = None
 
 
 def load_model(
@@ -40,12 +41,13 @@ def load_model(
     step: int | Literal["best"] | None = None,
     *,
     average: bool = True,
+    critic: bool = False,
     device: str = "cpu",
     warn: Callable[[str], None] = lambda line: None,
 ) -> Model:
     """The generator of a run at a step (default: the newest), by default its moving average.
 
-    warn: told when the newest checkpoint is damaged and the one before is taken.
+    critic: whether to load that, too. warn: told when the newest checkpoint is damaged and the one before is taken.
 
     Raises FileNotFoundError where there is none, ValueError naming a damaged or foreign checkpoint.
     """
@@ -57,18 +59,54 @@ def load_model(
         conditions = Conditions.of(checkpoint.config.get("conditions", {}))
         generator = Generator(shape, int(networks["channels"]), int(networks["latent"]), conditions.size)
         generator.load_state_dict(section(checkpoint.tensors, "average" if average else "generator"))
+        judge = Critic(shape, int(networks["channels"]), conditions.size) if critic else None
+        if judge is not None:
+            judge.load_state_dict(section(checkpoint.tensors, "critic"))
     except (KeyError, TypeError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:200]
         raise ValueError(f"{run}: checkpoint of step {checkpoint.step} does not fit its own configuration ({cause})") from None
-    generator = place(generator, device_of(device), len(shape)).eval().requires_grad_(False)
-    return Model(generator.float(), conditions, checkpoint.step, checkpoint.model_hash, dict(checkpoint.trained_on), guarantee)
+    for net in (generator, judge):
+        if net is not None:
+            place(net, device_of(device), len(shape)).eval().requires_grad_(False).float()
+    return Model(generator, conditions, checkpoint.step, checkpoint.model_hash, dict(checkpoint.trained_on), guarantee, judge)
 
 
-def sample(model: Model, seeds: Sequence[int], condition: np.ndarray | None = None) -> Iterator[np.ndarray]:
+def sample(
+    model: Model, seeds: Sequence[int], condition: np.ndarray | None = None, truncation: float | None = None
+) -> Iterator[np.ndarray]:
     """float32 (up to TILE, 1, *shape) in [-1, 1] at a time, one patch a seed, in their order. condition: see generate."""
     for start in range(0, len(seeds), TILE):
         some = slice(start, start + TILE)
-        yield from generate(model, latents(seeds[some], model.generator.latent), None if condition is None else condition[some])
+        z = truncated(latents(seeds[some], model.generator.latent), truncation)
+        yield from generate(model, z, None if condition is None else condition[some])
+
+
+def candidates(seeds: Sequence[int], attempt: int, size: int, truncation: float | None = None) -> Tensor:
+    """float32 (N, size): the latents of each seed's attempt-th try; those of `sample` for attempt 0."""
+    return truncated(latents(seeds if attempt == 0 else [[seed, attempt] for seed in seeds], size), truncation)
+
+
+def truncated(z: Tensor, limit: float | None) -> Tensor:
+    """Standard normal numbers, squeezed by their quantiles into a normal distribution cut off at +-limit; as they are without one.
+
+    The truncation trick of Brock et al. 2019 (sec. 3.1), but each latent moves smoothly with the limit instead of being drawn again.
+    """
+    if limit is None:
+        return z
+    inside = torch.special.ndtr(torch.tensor([-limit, limit], dtype=torch.float64))
+    return torch.special.ndtri(torch.lerp(inside[0], inside[1], torch.special.ndtr(z.double()))).clamp(-limit, limit).to(z.dtype)
+
+
+def critic_scores(model: Model, patches: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
+    """float64 (N,): what the critic thinks of patches (N, 1, *S) in [-1, 1], higher for more real. Of a model loaded with its critic."""
+    assert model.critic is not None
+    device, found = next(model.generator.parameters()).device, []
+    for start in range(0, len(patches), TILE):
+        x = torch.from_numpy(patches[start : start + TILE])
+        given = None if condition is None else _filled(torch.from_numpy(condition[start : start + TILE])).to(device)
+        with torch.no_grad():
+            found.append(model.critic(_filled(x).to(device), given)[: len(x)].flatten().double().cpu().numpy())
+    return np.concatenate(found) if found else np.zeros(0)
 
 
 def generate(model: Model, z: Tensor, condition: np.ndarray | None = None) -> Iterator[np.ndarray]:

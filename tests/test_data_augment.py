@@ -194,7 +194,9 @@ def test_on_the_fly_equals_the_recorded_change(shape):
 @pytest.fixture
 def patches(tmp_path) -> Path:
     """patches: 12 of 4 patients, two of them for training, two classes."""
-    spec = PatchSpec((16, 16), (0.8, 0.8), (-1000.0, 400.0), ("nodule", "lung"), background="lung")
+    spec = PatchSpec(
+        (16, 16), (0.8, 0.8), (-1000.0, 400.0), ("nodule", "lung"), background="lung", licence="CC BY 3.0", patients_known=False
+    )
     with new_folder(tmp_path / "patches") as folder:
         writer = PatchWriter(folder, spec)
         for n in range(12):

@@ -136,6 +136,22 @@ def test_lesions_wider_than_the_patch_and_patients_without_an_id_are_told(comman
     assert "1 x lesion wider than the patch" in done.out
     assert "1 x series without a PatientID" in done.out
     assert "new pseudonym key" in done.out
+    assert not PatchFolder.open("p").spec.patients_known
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "known"),
+    [("", (), False), (",P1", (), True), ("", ("--patients", "each", "--licence", "CC BY 3.0: a & b"), True)],
+)
+def test_whose_a_nifti_file_is_must_be_said(command, tmp_path, column, options, known):
+    scan(tmp_path / "in")
+    assert command("data", "convert", "in", "nifti/a.nii.gz").code == 0
+    (tmp_path / "list.csv").write_text(HEAD.strip() + (",patient_id\n" if column else "\n") + lesion_row("a").strip() + column)
+    done = command("data", "prepare", "nifti", "--lesions", "list.csv", "--out", "p", "--size", 16, "--processes", 1, *options)
+    assert done.code == 0, done.err
+    spec = PatchFolder.open("p").spec
+    assert (spec.patients_known, "without a PatientID" in done.out) == (known, not known)
+    assert spec.licence == (options[-1] if options else "")
 
 
 def test_several_axial_patches_a_lesion_lie_inside_it(command, tmp_path):
@@ -183,6 +199,7 @@ def test_pictures_from_npz_keep_splits_and_window(command, tmp_path):
     by_patient = {row.patient: row.split for row in folder.rows}
     assert all(by_patient[row.patient] == row.split for row in folder.rows)
     assert len(by_patient) == 11
+    assert folder.spec.patients_known
 
 
 def test_the_split_does_not_depend_on_the_pseudonym_key(command, tmp_path):
@@ -199,10 +216,16 @@ def test_unknown_window_is_recorded_not_guessed(command, tmp_path):
     np.savez("set.npz", train_images=np.full((6, 8, 8), 200, np.uint8), train_labels=np.zeros(6, int))
     done = command("data", "import", "set.npz", "--out", "p")
     assert "the HU window is unknown" in done.out
-    assert "every picture counts as its own patient" in done.out
+    assert "patients are not known, each picture counts as one" in done.out
     folder = PatchFolder.open("p")
     assert folder.unit == "gray"
     assert (folder.hu([0]) == 200).all()
+    assert (folder.spec.patients_known, folder.spec.licence) == (False, "")
+    done = command("data", "import", "set.npz", "--out", "q", "--patients", "each", "--licence", " CC BY-NC 4.0 ")
+    assert (done.code, "not known" in done.out) == (0, False)
+    stated = PatchFolder.open("q")
+    assert (stated.spec.patients_known, stated.spec.licence) == (True, "CC BY-NC 4.0")
+    assert stated.content_hash == folder.content_hash
 
 
 def test_class_folders_of_png_and_jpeg_by_patient(command, tmp_path):
@@ -218,6 +241,7 @@ def test_class_folders_of_png_and_jpeg_by_patient(command, tmp_path):
     assert folder.classes == ("cystic", "solid")
     assert folder.shape == (8, 8)
     assert len({row.patient for row in folder.rows}) == 4
+    assert folder.spec.patients_known
     for n, row in enumerate(folder.rows):
         assert (folder.hu([n]) == (400 if row.label == "solid" else -1000)).all()
 
@@ -295,6 +319,8 @@ def test_bad_input_is_one_line_with_exit_code_2(command, tmp_path):
         (("data", "import", "one.npy", "--out", "o"), "one.npy"),
         (("data", "import", "huge", "--out", "o"), "bomb.png"),
         (("data", "import", "one.npy", "--out", "o", "--size", -3), "--size"),
+        (("data", "import", "one.npy", "--out", "o", "--patients", "all"), "patients"),
+        ((*prepare, "--lesions", "list.csv", "--out", "o", "--licence", "two\nlines"), "licence 'two"),
         (("data", "phantom", "--out", "o", "--slice-mm", 1000), "--slice-mm"),
         (("data", "phantom", "--out", "o", "--seed", -1), "--seed"),
         ((*prepare, "--lesions", "list.csv", "--out", "full"), "exists already"),

@@ -1,5 +1,6 @@
 """The patch folder: what goes in comes out, patients stay in one split, damage is noticed, nothing is half-written."""
 
+import dataclasses
 import errno
 import gc
 import json
@@ -202,6 +203,29 @@ def test_damaged_folders_are_refused_by_name(tmp_path, spoil):
     spoil(tmp_path / "p")
     with pytest.raises(ValueError, match=str(tmp_path / "p")):
         PatchFolder.open(tmp_path / "p")
+
+
+def test_a_folder_made_before_licences_were_recorded_opens_with_the_same_hash(tmp_path):
+    stated = dataclasses.replace(SPEC, licence="CC BY 3.0", patients_known=False)
+    new, plain = write(tmp_path / "new", spec=stated), write(tmp_path / "plain")
+    assert (new.spec, new.content_hash) == (stated, plain.content_hash)
+    described = tmp_path / "new" / "dataset.json"
+    meta = json.loads(described.read_text())
+    assert (meta.pop("licence"), meta.pop("patients_known")) == ("CC BY 3.0", False)
+    described.write_text(json.dumps(meta))
+    old = PatchFolder.open(tmp_path / "new")
+    old.verify()
+    assert old.spec == SPEC
+    for fact in ({"licence": None}, {"licence": "two\nlines"}, {"patients_known": "false"}):
+        described.write_text(json.dumps({**meta, **fact}))
+        with pytest.raises(ValueError, match=f"dataset.json: .*{next(iter(fact))}"):
+            PatchFolder.open(tmp_path / "new")
+
+
+@pytest.mark.parametrize("licence", ["two\nlines", "x" * 201, "right \u202e left"])
+def test_a_licence_is_one_short_line(tmp_path, licence):
+    with pytest.raises(ValueError, match="want one line of at most 200"):
+        PatchWriter(tmp_path, dataclasses.replace(SPEC, licence=licence))
 
 
 def test_a_folder_of_the_first_version_is_to_be_made_again(tmp_path):

@@ -201,6 +201,7 @@ def test_the_page_through_the_command_line(command, tmp_path):
         ((16, 18, 20), {"classes": ("a",)}, "the middle slice of each"),
         ((16, 16), {"unit": "gray", "window": (0, 255), "classes": ("a",)}, "gray levels, not HU"),
         ((16, 16), {"classes": ("none",), "background": "none"}, "every patch is lesion-free"),
+        ((16, 16), {"patients_known": False}, "The patients are not known"),
         ((16, 16), {"origin": "synthetic"}, "The patches of this folder are synthetic"),
     ],
 )

@@ -30,7 +30,7 @@ STEPS = ("--privacy.patients", 8, "--privacy.critic_steps", 12, "--privacy.n_cri
 NOISE = ("--privacy.noise_multiplier", 4, *STEPS)
 PRIVATE = (*TRAIN, *NOISE)
 CLASSES = ("ground-glass", "solid")
-PATIENTS = 24
+PATIENTS, LICENCE = 24, "by contract with the clinic"
 _exact = functools.cache(PrivacyPlan.epsilon)
 
 
@@ -45,11 +45,11 @@ def pseudonym(patient: int) -> str:
     return f"pseudonym-{patient:04d}-of-somebody"
 
 
-def write_patches(path: Path, classes=CLASSES, unit="HU", rewritten: int | None = None, known: bool = True) -> None:
+def write_patches(path: Path, classes=CLASSES, unit="HU", rewritten: int | None = None, known: bool = True, **spec) -> None:
     """16 x 16 discs of 24 training patients, 8 for validation and 4 for the test, 20 to 29 patches each; one of them may be another's."""
     distance, draws = np.hypot(*np.meshgrid(*[np.arange(16) - 7.5] * 2)), np.random.default_rng(0)
     with new_folder(path) as folder:
-        writer = PatchWriter(folder, PatchSpec((16, 16), (1.0, 1.0), (-1000, 400) if unit == "HU" else (0, 255), classes, unit))
+        writer = PatchWriter(folder, PatchSpec((16, 16), (1.0, 1.0), (-1000, 400) if unit == "HU" else (0, 255), classes, unit, **spec))
         for patient in range(36):
             split = "train" if patient < PATIENTS else "validation" if patient < 32 else "test"
             other = patient == rewritten
@@ -66,7 +66,7 @@ def write_patches(path: Path, classes=CLASSES, unit="HU", rewritten: int | None 
 
 @pytest.fixture
 def patches(command):
-    write_patches(Path("patches"))
+    write_patches(Path("patches"), licence=LICENCE)
     return PatchFolder.open("patches")
 
 
@@ -133,6 +133,7 @@ def test_a_run_within_a_budget(command, patches, monkeypatch):
     card = Path("run/model_card.md").read_text()
     assert f"privacy: {spent['sentence']}{NOT_COVERED}" in card
     assert "no guarantee" not in card
+    assert f"- licence or terms of the data: {LICENCE}\n" in card
     assert spent["sentence"] in done.out.splitlines()
     config = yaml.safe_load(Path("run/config.yaml").read_text())
     assert config["privacy"] == asdict(PrivacyConfig(epsilon=8.0, patients=8, critic_steps=12, n_critic=3))
@@ -167,6 +168,7 @@ def test_nothing_told_is_of_a_patient(command, patches):
     trained_on = json.loads(Path("run/trained_on.json").read_text())
     assert trained_on == {
         "shape": [16, 16], "spacing_mm": [1, 1], "window": [-1000, 400], "unit": "HU", "classes": list(CLASSES), "patients": PATIENTS,
+        "patients_known": True, "licence": LICENCE,
     }  # fmt: skip
     assert load_checkpoint(Path("run")).trained_on == trained_on
     sentence, shares = load_checkpoint(Path("run")).privacy_spent["sentence"], {}
@@ -188,7 +190,7 @@ def test_nothing_told_is_of_a_patient(command, patches):
 
 
 def test_another_patient_in_their_place_changes_no_file_but_by_noise(command, patches):
-    write_patches(Path("others"), rewritten=5)
+    write_patches(Path("others"), rewritten=5, licence=LICENCE)
     steady = ("--privacy.adaptive", "false", "--networks.condition", "class+diameter")
     runs = {}
     for data in ("patches", "others"):
@@ -235,6 +237,7 @@ def test_a_dry_run_says_what_the_budget_means_and_writes_nothing(command, patche
 
 def test_what_would_break_the_guarantee_is_refused_in_one_line(command, patches, monkeypatch):
     write_patches(Path("gray"), unit="gray")
+    write_patches(Path("unknown"), patients_known=False)
     monkeypatch.setattr("gan.encoder.load_encoder", lambda path, dims: object())  # a real one is read before anything else is looked at
     plain = ("--training.steps", 1, "--out", "plain")
     assert command(*TRAIN, *plain).code == 0
@@ -247,6 +250,8 @@ def test_what_would_break_the_guarantee_is_refused_in_one_line(command, patches,
         ((*PRIVATE, *new, "--training.augment", 0.5), "training.augment cannot go with privacy: "),
         ((*PRIVATE, *new, "--training.not_finite", "skip"), "training.not_finite cannot go with privacy: "),
         ((*PRIVATE, *new, "--data", "gray"), "the window cannot go with privacy: "),
+        ((*PRIVATE, *new, "--data", "unknown"), "a folder whose patients are not known cannot go with privacy: "),
+        ((*PRIVATE, *new, "--data", "unknown", "--privacy.dry_run", "true"), "or with --patients each"),
         ((*PRIVATE, *new, "--init-from", "run"), "--init-from run cannot go with privacy: that run is private"),
         ((*PRIVATE, *new, "--init-from", "plain"), "--init-from plain cannot go with privacy: that run was trained on the same patients"),
         ((*TRAIN, *new, "--privacy.epsilon", 1e-4, *STEPS), "privacy.epsilon 0.0001 is out of reach with 24 patients"),

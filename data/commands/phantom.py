@@ -8,9 +8,13 @@ DESCRIPTION = """Write a cohort of procedural chest CTs as DICOM series, with a 
 
 One series a patient, and annotations.csv in LUNA16's format with the lesions' true centres, diameters and classes
 (solid, ground_glass, cystic).
-The images say that they are synthetic. Same seed, same bytes; patient n does not depend on --patients.
+The images say that they are synthetic, and are free for any use (CC0).
+Same seed, same bytes; patient n does not depend on --patients.
 
   python -m data phantom --out phantom --patients 8 --seed 0"""
+
+LICENCE = "CC0-1.0: procedural phantoms, nobody's data"
+"""What `prepare --licence` says of a phantom cohort."""
 
 
 def add_arguments(parser) -> None:
@@ -39,4 +43,5 @@ def run(options) -> None:
         for _ in progress(patients, "phantom patients", options.patients):
             pass
     print(f"{options.patients} patients written to {options.out}, lesions in {options.out}/annotations.csv")
-    print(f"next: python -m data prepare {options.out} --lesions {options.out}/annotations.csv --out patches --size 32 --spacing 1.25")
+    options_of_prepare = f'--lesions {options.out}/annotations.csv --out patches --size 32 --spacing 1.25 --licence "{LICENCE}"'
+    print(f"next: python -m data prepare {options.out} {options_of_prepare}")

@@ -12,6 +12,9 @@ DESCRIPTION = """Make patches from gray pictures: npz, PNG, JPEG.
 SRC is a MedMNIST-style npz (train_images, train_labels, optional val_*, test_*, and *_groups as patients) or a folder
 with one folder of PNG or JPEG files a class.
 
+Whose a picture is, *_groups or --separator say; --patients each says that every other one is another patient's.
+Without, the patients are not known: splits may share some, and no private run takes the folder.
+
 --window says which HU black and white stand for. Without it the gray levels are kept, marked as not HU.
 
   python -m data import luna16_patches.npz --out patches --window -1000,400 \\
@@ -33,6 +36,7 @@ def run(options) -> None:
     """Makes the patch folder and prints what is in it. Raises ValueError or OSError for what a user can mend."""
     from data.export import write_folder_preview
     from data.files import new_folder
+    from data.patches import check_licence
     from data.pictures import ImportConfig, import_pictures
 
     if (options.size and options.size < 8) or (options.spacing is not None and options.spacing <= 0):
@@ -41,7 +45,7 @@ def run(options) -> None:
         window=None if options.window is None else read_window(options.window), size=options.size or None, spacing_mm=options.spacing,
         classes=None if options.classes is None else tuple(name.strip() for name in options.classes.split(",")),
         background=options.background, separator=options.separator, seed=options.seed,
-        validation=options.validation, test=options.test,
+        validation=options.validation, test=options.test, one_each=options.patients == "each", licence=check_licence(options.licence),
     )  # fmt: skip
     pseudonyms = read_pseudonyms(options.key)
     with new_folder(options.out) as folder:
@@ -50,8 +54,8 @@ def run(options) -> None:
     patches, patients = writer.patches.total(), len(writer.patients)
     print(f"{options.out}: {patches} patches of {patients} patients; look at {options.out}/preview.png")
     print_table(writer.patches)
-    if patients == patches:
-        print("  note: every picture counts as its own patient; give *_groups or --separator where patients have several")
+    if not writer.spec.patients_known:
+        print("  note: patients are not known, each picture counts as one; give *_groups or --separator, or --patients each if that is so")
     if config.window is None:
         print("  note: the HU window is unknown, so these are gray levels, not HU; give --window to change that")
     print(f"next: python train.py --data {options.out} --out run")

@@ -22,8 +22,11 @@ What cannot be trusted is left out, told, counted, and listed in skipped.csv; --
   a folder          of masks named as the scans, of DICOM-SEG objects, or of LIDC-IDRI XML files (or one such file)
 A row of class background is a lesion-free place.
 
-Patients get pseudonyms by a keyed hash and are split by patient into train, validation and test. Stopped or killed,
-the same command goes on where it was. Any number of --processes gives the same bytes.
+Patients get pseudonyms by a keyed hash and are split by patient into train, validation and test. A DICOM study
+without PatientID, or a NIfTI or MetaImage file, counts as a patient unless the CSV's patient_id says whose it is;
+--patients each says that it is one.
+
+Stopped or killed, the same command goes on where it was. Any number of --processes gives the same bytes.
 
   python -m data prepare scans --lesions annotations.csv --out patches --size 64 --spacing 1.0
   python -m data prepare images --lesions nodules.csv --out patches --dims 3 --size 32 \\
@@ -61,6 +64,7 @@ def run(options) -> None:
     from data.export import write_folder_preview
     from data.files import resumable_folder
     from data.lesions import ListConfig, read_lesions
+    from data.patches import check_licence
 
     for name, least in (("size", 8), ("slices", 1), ("background", 0), ("processes", 0)):
         if options[name] < least:
@@ -71,14 +75,15 @@ def run(options) -> None:
         shape=(options.size,) * options.dims, spacing_mm=options.spacing, window=read_window(options.window), slices=options.slices,
         background=options.background, seed=options.seed, validation=options.validation, test=options.test,
     )  # fmt: skip
+    licence = check_licence(options.licence)
     lesions = read_lesions(options.lesions, ListConfig(options.coordinates, options.class_from, _classes(options.classes), options.readers))
     pseudonyms = read_pseudonyms(options.key)
     workers = Workers(options.processes, options.scheduler)
     with resumable_folder(options.out) as (folder, parts):
         try:
             outcome = prepare(
-                options.src, lesions, folder, parts, config, pseudonyms, workers=workers, strict=options.strict,
-                warn=partial(print, file=sys.stderr), track=progress,
+                options.src, lesions, folder, parts, config, pseudonyms, licence=licence, one_each=options.patients == "each",
+                workers=workers, strict=options.strict, warn=partial(print, file=sys.stderr), track=progress,
             )  # fmt: skip
         except BaseException:
             if done := len(list(parts.glob("*.npz"))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 
 def patch_arguments(parser, size: int) -> None:
@@ -20,6 +21,15 @@ def patch_arguments(parser, size: int) -> None:
         type=str | None,
         default=None,
         help="file with the pseudonym key, made if absent; default $LESIONGAN_KEY or ~/.config/lesiongan/pseudonym.key",
+    )
+    parser.add_argument(
+        "--patients",
+        type=Literal["each"] | None,
+        default=None,
+        help="each: no two pictures, files or studies that name no patient are of one person; otherwise the patients count as not known",
+    )
+    parser.add_argument(
+        "--licence", type=str, default="", help="of the data, or its terms, in one line, such as 'CC BY 3.0'; stays with patches and models"
     )
 
 

@@ -1,0 +1,102 @@
+"""Samples as they were asked for: from which model, for which class and diameter, and drawn again where a test turns them down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+
+import numpy as np
+
+from gan.orders import Orders, Request, orders, which_model
+from gan.sampling import Model, candidates, critic_scores, generate
+from gan.selection import Taken, Tally, select
+
+PILOT, PILOT_SEEDS = 256, 2**62
+"""Samples by which a quality, and what truncation costs, are judged, and their first seed, which nobody asks for."""
+
+Check = Callable[[np.ndarray, Orders, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Patches (n, 1, *S) in [-1, 1], the orders of a part and which of them these are, int (n,) -> what is measured, and whether it will do."""
+QUALITY = "critic_score"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What samples are drawn from and for, and what they must pass.
+
+    models draw in these shares; they take the same conditions and give the same shape. spacing_mm: of a patch, None where unknown.
+    truncation: see sampling.truncated. quality: the share of samples to keep, by their own model's critic. checks: by name, tried in order.
+    """
+
+    models: Sequence[Model]
+    shares: Sequence[float]
+    request: Request
+    seeds: Sequence[int]
+    spacing_mm: tuple[float, ...] | None = None
+    truncation: float | None = None
+    quality: float | None = None
+    checks: Mapping[str, Check] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> list[str]:
+        """Names of what is measured of every sample."""
+        return [*self.checks, *([QUALITY] if self.quality is not None else [])]
+
+    def part(self, first: int, count: int) -> tuple[Taken, Orders, np.ndarray, Tally]:
+        """Some of the samples, what they were drawn for, the number of each one's model, int (n,), and what was turned down.
+
+        Whatever parts the whole is drawn in, a sample is the same. Raises ValueError where hardly any candidate passes.
+        """
+        seeds, tally = self.seeds[first : first + count], Tally()
+        asked, model_of = self._orders(seeds, self.request, first), which_model(seeds, self.shares)
+
+        def draw(rows: np.ndarray, attempt: int) -> np.ndarray:
+            drawn = [self._candidates(n, seeds, attempt, asked, rows[model_of[rows] == n]) for n in range(len(self.models))]
+            found = np.concatenate(drawn)
+            found[np.argsort(model_of[rows], kind="stable")] = found.copy()
+            return found
+
+        tests = {name: lambda patches, rows, check=check: check(patches, asked, rows) for name, check in self.checks.items()}
+        if self.quality is not None:
+            tests[QUALITY] = partial(self._score, model_of, asked)
+        return select(count, draw, tests, tally, lambda row: asked.words(row, seeds[row])), asked, model_of, tally
+
+    def diversity(self) -> float:
+        """How far samples lie from one another, over how far they would without truncation: mean root mean square differences."""
+        seeds, request = range(PILOT_SEEDS, PILOT_SEEDS + PILOT), replace(self.request, fill=None, like=None)
+        rows, half = np.arange(PILOT), PILOT // 2
+        asked = self._orders(seeds, request)
+        drawn = (drawing._candidates(0, seeds, 0, asked, rows) for drawing in (self, replace(self, truncation=None)))
+        with_it, without = (np.sqrt(np.square(x[:half] - x[half:]).reshape(half, -1).mean(1)).mean() for x in drawn)
+        return float(with_it / without)
+
+    def _orders(self, seeds: Sequence[int], request: Request, first: int = 0) -> Orders:
+        return orders(request, self.models[0].conditions, self.models[0].trained_on, self.spacing_mm, seeds, first)
+
+    def _candidates(self, model: int, seeds: Sequence[int], attempt: int, asked: Orders, rows: np.ndarray) -> np.ndarray:
+        """float32 (len(rows), 1, *S): these rows of the seeds."""
+        one = self.models[model]
+        if not len(rows):
+            return np.empty((0, 1, *one.trained_on["shape"]), np.float32)
+        z = candidates([seeds[row] for row in rows], attempt, one.generator.latent, self.truncation)
+        return np.concatenate(list(generate(one, z, asked.condition(one.conditions, rows))))
+
+    def _score(self, model_of: np.ndarray, asked: Orders, patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, least = np.empty(len(rows)), np.empty(len(rows))
+        for n, model in enumerate(self.models):
+            mine = model_of[rows] == n
+            scores[mine] = critic_scores(model, patches[mine], asked.condition(model.conditions, rows[mine]))
+            least[mine] = [self._least_scores[n, label] for label in asked.labels[rows[mine]].tolist()]
+        return scores, scores >= least
+
+    @cached_property
+    def _least_scores(self) -> dict[tuple[int, str], float]:
+        """(model, class) -> the score that the wanted share of a pilot of that class is above."""
+        assert self.quality is not None
+        seeds, rows, found = range(PILOT_SEEDS, PILOT_SEEDS + PILOT), np.arange(PILOT), {}
+        for n, model in enumerate(self.models):
+            for label in model.conditions.classes or ("",):
+                asked = self._orders(seeds, replace(self.request, label=label or "natural", fill=None, like=None))
+                scores = critic_scores(model, self._candidates(n, seeds, 0, asked, rows), asked.condition(model.conditions, rows))
+                found[n, label] = float(np.quantile(scores, 1 - self.quality))
+        return found
