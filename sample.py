@@ -45,6 +45,7 @@ A sample depends on the model, its seed and what it is asked for only, so it can
   python sample.py --run run --out fine --trunc 1.5 --quality 0.8 --dissimilar-to patches     the likeliest, best, and no near-copies
   python sample.py --run A --run B --shares 2,1 --out both                   two runs, or several checkpoints of one (--step 500,1000)
   python sample.py --run run --verify synthetic                              draws some of them again and compares bytes
+  python sample.py --run run --out moving --pictures true                    also strips from seed to seed, and an animation that loops
   python sample.py --run run --export model.onnx                             for machines without torch
 
 Where a diameter is asked for, or matched, it is measured in the sample, and a sample that misses it is drawn again: what was turned
@@ -123,6 +124,7 @@ def _options(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="where to compute")
     parser.add_argument("--devices", type=int, default=1, help="processes that draw, one a GPU; or start them by torchrun")
     parser.add_argument("--processes", type=int, default=0, help="that write files; 0: one a core where there are many files")
+    parser.add_argument("--pictures", type=bool, default=False, help="true: also strips.png, walk.gif and growth.png")
     parser.add_argument("--verify", type=str | None, default=None, help="folder of samples to compare with what the run draws now")
     parser.add_argument("--export", type=str | None, default=None, help="ONNX file to make")
     return parser.parse_args(list(arguments))
@@ -313,6 +315,8 @@ def _draw_all(options: Namespace, drawing: Drawing, spec: PatchSpec, formats: Se
         try:
             written = _write_parts(drawing, spec, formats, parts / job, options, processes)
             _together(processes)
+            if options.pictures:
+                _write_pictures(folder, drawing, spec)
             tally = _finish(folder, drawing, spec, formats, written, manifest)
         finally:
             for left in parts.glob("*/.*.partial"):
@@ -350,7 +354,7 @@ def _manifest(options: Namespace, drawing: Drawing, formats: Sequence[str]) -> d
         "diameter": options.diameter, "match": _content(options.match), "fill": drawing.request.fill, "reject": options.reject,
         "truncation": None if drawing.truncation is None else {"limit": drawing.truncation, "diversity": round(drawing.diversity(), 4)},
         "quality": drawing.quality, "dissimilar_to": _content(options.dissimilar_to),
-        "formats": list(formats), "png_level": f"HU + {PNG_OFFSET}", "privacy": " ".join(guarantees),
+        "formats": list(formats), "png_level": f"{drawing.models[0].trained_on['unit']} + {PNG_OFFSET}", "privacy": " ".join(guarantees),
         "licence": " / ".join(dict.fromkeys(m.trained_on.get("licence", "") for m in models)) or None, "version": _version(),
     }  # fmt: skip
 
@@ -503,7 +507,58 @@ def _verify(options: Namespace) -> int:
 
 
 def _export(options: Namespace) -> int:
-    raise NotImplementedError
+    """Writes the model as ONNX and checks that it draws the same."""
+    from data.files import new_file
+    from gan.onnx_export import check_onnx, export_onnx
+
+    if not options.export.endswith(".onnx"):
+        raise ValueError(f"--export {options.export}: want a file that ends in .onnx")
+    models = _models(options)
+    if len(models) > 1:
+        raise ValueError("--export takes one model; export them one by one")
+    (model,) = models
+    window = _spec(options.run[0], model).window
+    with new_file(options.export) as file:
+        export_onnx(model, window, file, {"version": _version(), "licence": model.trained_on.get("licence") or "not stated"})
+        agreed = check_onnx(model, file, window)
+    print(
+        f"{options.export}: ONNX Runtime draws the same {agreed.samples} samples, {agreed.equal_share:.3%} of pixels equal, "
+        f"none further apart than {agreed.largest_hu} HU"
+    )
+    print("its inputs, and how z follows from a seed, stand in its metadata; docs/sampling.md has an example without torch")
+    return 0
+
+
+def _write_pictures(folder: Path, drawing: Drawing, spec: PatchSpec) -> None:
+    """strips.png, from seed to seed; walk.gif, around four seeds at a time; growth.png, where the model can be asked for a diameter."""
+    import numpy as np
+
+    from data.animation import write_animation, write_strips
+    from data.preprocess import from_unit
+    from gan.interpolation import growth, strips, walk
+    from gan.sampling import generate
+
+    model, limit, steps, between = drawing.models[0], drawing.truncation, 8, 14
+    seeds = list(drawing.seeds[:16])
+    if len(seeds) < 2:
+        raise ValueError("--pictures goes from seed to seed; want 2 --seeds or more")
+    condition = drawing.asked(seeds).condition(model.conditions, np.arange(len(seeds)))
+
+    def drawn(path: tuple[Any, np.ndarray | None]) -> np.ndarray:
+        return from_unit(np.concatenate(list(generate(model, *path)))[:, 0], spec.window)
+
+    def rows(which: slice) -> np.ndarray | None:
+        return None if condition is None else condition[which]
+
+    strip = drawn(strips(model, seeds[:9], steps, rows(slice(9)), limit))
+    write_strips(strip.reshape(-1, steps, *spec.shape), spec.window, folder / "strips.png", spec.spacing_mm)
+    groups = [slice(n, n + 4) for n in range(0, len(seeds) - 3, 4)] or [slice(0, 4)]
+    walks = np.stack([drawn(walk(model, seeds[group], between, rows(group), limit)) for group in groups], axis=1)
+    write_animation(walks, spec.window, folder / "walk.gif", spec.spacing_mm)
+    if model.conditions.diameter:
+        names = [name for name in model.conditions.classes or ("",) for _ in range(3)]
+        grown = np.stack([drawn(growth(model, seeds[n % 3 : n % 3 + 1], steps, name, truncation=limit)) for n, name in enumerate(names)])
+        write_strips(grown, spec.window, folder / "growth.png", spec.spacing_mm, names if any(names) else None)
 
 
 def _between(text: str) -> tuple[float, float] | None:

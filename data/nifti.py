@@ -6,8 +6,10 @@ import gzip
 import logging
 import math
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +23,8 @@ from data.volume import AIR_HU, PADDING_HU, Volume, checked_spacing
 
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_GZIP = 31  # of zlib: with the header and checksum of gzip
+_NO_EXTENSION = bytes(4)
 _LEAST_CONTRAST_HU = 50
 """A CT spans more than this from its darkest to its brightest voxel; values scaled to [-1, 1] do not."""
 
@@ -110,12 +114,30 @@ def _quiet() -> Iterator[None]:
 
 
 def write_nifti(hu: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    """Writes int16 HU (K, J, I) with its index-to-LPS affine; the same input gives the same bytes."""
-    image = nib.Nifti1Image(np.ascontiguousarray(hu.T), _RAS @ affine[:, [2, 1, 0, 3]])
-    image.header.set_xyzt_units("mm")
-    image.set_sform(image.affine, code="scanner")
-    image.set_qform(image.affine, code="scanner")
-    nib.save(image, path)
+    """Writes HU (K, J, I), or a mask's values, as they are, with the index-to-LPS affine; packed where the name ends in .gz.
+
+    The same input gives the same bytes.
+    """
+    values = np.ascontiguousarray(hu, dtype=hu.dtype.newbyteorder("<"))
+    pack = zlib.compressobj(1, wbits=_GZIP) if path.suffix == ".gz" else None  # a stream without a name or time
+    with open(path, "wb") as file:
+        for part in (_header_of(values.shape, values.dtype, np.asarray(affine, dtype=float).tobytes()), values.data):
+            file.write(pack.compress(part) if pack else part)
+        file.write(pack.flush() if pack else b"")
+
+
+@lru_cache(maxsize=64)  # making it takes longer than writing a patch, and a folder's patches share it
+def _header_of(shape: tuple[int, ...], dtype: np.dtype, affine: bytes) -> bytes:
+    """What a file of values (K, J, I) holds before them."""
+    to_ras = _RAS @ np.frombuffer(affine).reshape(4, 4)[:, [2, 1, 0, 3]]
+    header = nib.Nifti1Header(endianness="<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape[::-1])
+    header.set_xyzt_units("mm")
+    header.set_qform(to_ras, code="scanner")
+    header.set_sform(to_ras, code="scanner")
+    header.set_data_offset(header.sizeof_hdr + len(_NO_EXTENSION))
+    return header.binaryblock + _NO_EXTENSION
 
 
 def check_size(source: Source, shape: Sequence[int], voxel_bytes: int, packed_bytes: int | None) -> None:

@@ -135,6 +135,9 @@ class PatchFolder:
             raise ValueError(f"{path / 'dataset.json'}: {error}") from None
         return cls(path, spec, content_hash, read_table(path / "patches.csv", spec.classes))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # for workers that are spawned
+        return PatchFolder, (self.path, self.spec, self.content_hash, self.rows)
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -85,7 +85,7 @@ def write_formats(folder: Path, part: Part) -> None:
         (folder / name).mkdir()
     for n, (one, hu) in enumerate(zip(part.samples, part.hu, strict=True)):
         if "png" in part.formats:
-            write_png16(hu, folder / "png" / f"{one.name}.png")
+            write_png16(hu, folder / "png" / f"{one.name}.png", part.spec.unit)
         if "nifti" in part.formats:
             write_patch_nifti(hu, spacing, folder / "nifti" / f"{one.name}.nii.gz")
         if "dicom" in part.formats:

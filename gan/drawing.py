@@ -42,13 +42,17 @@ class Drawing:
         """Names of what is measured of every sample."""
         return [*self.checks, *([QUALITY] if self.quality is not None else [])]
 
+    def asked(self, seeds: Sequence[int], first: int = 0) -> Orders:
+        """What seeds are drawn for; first: which sample of the whole the first of them is."""
+        return self._orders(seeds, self.request, first)
+
     def part(self, first: int, count: int) -> tuple[Taken, Orders, np.ndarray, Tally]:
         """Some of the samples, what they were drawn for, the number of each one's model, int (n,), and what was turned down.
 
         Whatever parts the whole is drawn in, a sample is the same. Raises ValueError where hardly any candidate passes.
         """
         seeds, tally = self.seeds[first : first + count], Tally()
-        asked, model_of = self._orders(seeds, self.request, first), which_model(seeds, self.shares)
+        asked, model_of = self.asked(seeds, first), which_model(seeds, self.shares)
 
         def draw(rows: np.ndarray, attempt: int) -> np.ndarray:
             drawn = [self._candidates(n, seeds, attempt, asked, rows[model_of[rows] == n]) for n in range(len(self.models))]

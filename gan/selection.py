@@ -82,7 +82,9 @@ def select(
         tally.taken += len(good)
         pending, attempt = np.delete(pending, good), attempt + 1
         if tally.drawn >= PATIENCE and tally.rate < LEAST_RATE:
-            raise ValueError(f"hardly any sample is as asked for: {tally.words()}; ask for less, train on more such lesions, or see --reject")
+            raise ValueError(
+                f"hardly any sample is as asked for: {tally.words()}; ask for less, train on more such lesions, or see --reject"
+            )
         if len(pending) and attempt == MOST_ATTEMPTS:
             raise ValueError(f"{told(int(pending[0]))}: none of {attempt:,} candidates is as asked for; in all, {tally.words()}")
     assert patches is not None

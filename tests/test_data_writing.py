@@ -1,6 +1,8 @@
 """Synthetic files: HU are equal in DICOM, NIfTI and PNG, DICOM says it is synthetic, same input gives same bytes."""
 
+import gzip
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nibabel as nib
 import numpy as np
@@ -8,10 +10,14 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from conftest import affine_of, noise_volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from data.dicom_writing import Subject, uid_from, write_series
 from data.export import PNG_OFFSET, write_folder_preview, write_patch_dicom, write_patch_nifti, write_png16, write_preview
+from data.nifti import write_nifti
 from data.patches import Patch, PatchSpec, PatchWriter
 
 SUBJECT = Subject("model 7", "SYNTHETIC^00000007", "SYNTHETIC-7", "synthetic nodule patch", "ab" * 32, "1.0", (-1000, 400))
@@ -61,19 +67,70 @@ TYPE_2 = [
 ]
 
 
-def test_hu_are_equal_in_all_three_formats_and_for_other_readers(tmp_path):
-    hu = noise_volume()[0]
-    write_png16(hu, tmp_path / "a.png")
-    write_patch_nifti(hu, (0.7, 0.8), tmp_path / "a.nii.gz")
-    write_patch_dicom(hu, (0.7, 0.8), SUBJECT, tmp_path / "a")
-    header = pydicom.dcmread(tmp_path / "a.dcm")
-    np.testing.assert_array_equal(header.pixel_array * header.RescaleSlope + header.RescaleIntercept, hu)
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.dcm")))[0], hu)
-    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj)[:, :, 0].T, hu)
+@st.composite
+def patches(draw):
+    """int16 HU (H, W) or (D, H, W), and spacings with digits that no format holds exactly."""
+    hu = draw(arrays(np.int16, array_shapes(min_dims=2, max_dims=3, min_side=2, max_side=7)))
+    lowest = -PNG_OFFSET if hu.ndim == 2 else -32768
+    return np.maximum(hu, np.int16(lowest)), tuple(draw(st.lists(st.floats(0.05, 20), min_size=hu.ndim, max_size=hu.ndim)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(patches())
+def test_hu_and_spacing_are_equal_in_all_formats_and_for_other_readers(patch):
+    hu, spacing = patch
+    with TemporaryDirectory() as folder:
+        here = Path(folder)
+        write_patch_nifti(hu, spacing, here / "a.nii.gz")
+        write_patch_dicom(hu, spacing, SUBJECT, here / "a")
+        files = sorted(here.rglob("*.dcm"))
+        headers = [pydicom.dcmread(file) for file in files]
+        nifti = nib.load(here / "a.nii.gz")
+        whole = sitk.ReadImage([str(file) for file in files])
+        decoded = {
+            "pydicom": np.stack([one.pixel_array * one.RescaleSlope + one.RescaleIntercept for one in headers]),
+            "SimpleITK": sitk.GetArrayFromImage(whole),
+            "nibabel": np.asarray(nifti.dataobj).T,
+        }
+        if hu.ndim == 2:
+            write_png16(hu, here / "a.png")
+            with Image.open(here / "a.png") as image:
+                decoded["Pillow"] = np.asarray(image).astype(int)[None] - PNG_OFFSET
+    for reader, values in decoded.items():
+        np.testing.assert_array_equal(values, hu.reshape(-1, *hu.shape[-2:]), err_msg=reader)
+    spacing_of_slice = 1.0 if hu.ndim == 2 else spacing[0]
+    assert whole.GetSpacing() == pytest.approx((*spacing[:-3:-1], spacing_of_slice), rel=1e-6)
+    assert nifti.header.get_zooms() == pytest.approx((*spacing[:-3:-1], spacing_of_slice), rel=1e-6)
+    assert headers[0].PixelSpacing == pytest.approx(spacing[-2:])
+
+
+@pytest.mark.parametrize("unit", ["HU", "gray"])
+def test_a_png_says_what_its_levels_are(tmp_path, unit):
+    write_png16(noise_volume()[0], tmp_path / "a.png", unit)
     with Image.open(tmp_path / "a.png") as image:
-        np.testing.assert_array_equal(np.asarray(image).astype(int) - PNG_OFFSET, hu)
-    assert header.PixelSpacing == [0.7, 0.8]
-    assert nib.load(tmp_path / "a.nii.gz").header.get_zooms()[:2] == pytest.approx((0.8, 0.7))
+        assert image.text == {"Comment": f"level = {unit} + 2048"}
+
+
+@pytest.mark.parametrize("name", ["SYNTHETIC^00000007", "Müller^Jörg", "", "山田^太郎"])
+def test_dicom_is_byte_for_byte_what_pydicom_writes(tmp_path, name):
+    subject = Subject("model 7", name, "odd", "synthetic nodule patch", "ab" * 32, "1.0", (-1000, 400.5))
+    write_series(noise_volume((2, 5, 3)), affine_of((2.5, 1 / 3, 0.7)), subject, [tmp_path / "0", tmp_path / "1"])
+    for file in (tmp_path / "0", tmp_path / "1"):
+        read = pydicom.dcmread(file)
+        for element in (*read.file_meta, *read.iterall()):
+            element.value  # noqa: B018  decoded, or pydicom would only copy its bytes
+        assert read.PatientName == name
+        read.save_as(tmp_path / "again", enforce_file_format=True)
+        assert (tmp_path / "again").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_nifti_is_what_nibabel_writes(tmp_path, name):
+    write_nifti(noise_volume(), affine_of(), tmp_path / name)
+    image = nib.load(tmp_path / name)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), tmp_path / "again.nii")
+    content = (tmp_path / name).read_bytes()
+    assert (gzip.decompress(content) if name.endswith("gz") else content) == (tmp_path / "again.nii").read_bytes()
 
 
 def test_ct_image_has_what_the_standard_asks_and_says_it_is_synthetic(tmp_path):
