@@ -157,7 +157,7 @@ def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
     """What is asked for. Raises ValueError for what cannot be."""
     from data.patches import PatchFolder
     from gan.drawing import Drawing
-    from gan.orders import Request, check_request
+    from gan.orders import Request, check_request, missing
 
     models = _models(options, critic=options.quality is not None)
     spec, private = _spec(options.run[0], models[0]), any(model.guarantee for model in models)
@@ -187,7 +187,8 @@ def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
         folder = PatchFolder.open(options.match)
         _check_fits(folder, spec, "--match")
         like = _likeness(folder)
-    request = Request(options["class"], between, like, _missing(folder, options.fill, spec) if options.fill is not None else None)
+    fill = None if options.fill is None or like is None else missing(like, options.fill, models[0].conditions)
+    request = Request(options["class"], between, like, fill)
     check_request(request, models[0].conditions)
     seeds = _seeds(options.seeds)
     if request.fill is not None:
@@ -244,17 +245,6 @@ def _likeness(folder: PatchFolder) -> Likeness:
     return Likeness(folder.rows.names("label", rows), folder.rows.diameter_mm[rows], measured)
 
 
-def _missing(folder: PatchFolder, wanted: int, spec: PatchSpec) -> dict[str, int]:
-    """Class -> how many lesions the training patients of a folder lack, the rarest first. Raises ValueError when none is missing."""
-    if wanted < 1:
-        raise ValueError(f"--fill {wanted}: want 1 or more")
-    there = {name: len(folder.select(splits=["train"], classes=[name])) for name in folder.lesion_classes}
-    missing = {name: wanted - count for name, count in sorted(there.items(), key=lambda one: one[1]) if count < wanted}
-    if not missing:
-        raise ValueError(f"--fill {wanted}: each class has that many already ({', '.join(f'{n} {name}' for name, n in there.items())})")
-    return missing if len(spec.classes) > 1 else {spec.classes[0]: sum(missing.values())}
-
-
 def _diameter_check(spec: PatchSpec, reject: bool) -> Check:
     """The measured diameter lies where the orders want it; reject: whether it has to."""
     import numpy as np
@@ -274,27 +264,15 @@ def _diameter_check(spec: PatchSpec, reject: bool) -> Check:
 
 
 def _closeness_check(folder: PatchFolder) -> Check:
-    """No nearer to a training lesion of the folder, as the evaluation measures it, than 99 % of its validation lesions are.
-
-    Without validation patients: no nearer than half as near as that lesion's nearest of another patient.
-    """
-    import numpy as np
-
+    """No near-copies of the folder's training lesions; its validation patients' lesions say what is near."""
     from data.preprocess import from_unit
-    from evaluate.memorisation import closeness_to, distance_to_another_patient
+    from evaluate.memorisation import near_copy_test
 
     rows, others = (folder.select(splits=[split], classes=folder.lesion_classes) for split in ("train", "validation"))
     if len(rows) < 2:
         raise ValueError(f"--dissimilar-to {folder.path}: it has fewer than 2 lesions of training patients")
-    training, window = folder.hu(rows), folder.window
-    spacing_hu = distance_to_another_patient(training, folder.rows.names("patient", rows), window)
-    least = float(np.quantile(closeness_to(folder.hu(others), training, spacing_hu, window), 0.01)) if len(others) else 0.5
-
-    def check(patches: np.ndarray, asked: Orders, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = closeness_to(from_unit(patches[:, 0], window), training, spacing_hu, window)
-        return found, found >= least
-
-    return check
+    test = near_copy_test(folder.hu(rows), folder.rows.names("patient", rows), folder.hu(others), folder.window)
+    return lambda patches, asked, rows: test(from_unit(patches[:, 0], folder.window))
 
 
 def _draw_all(options: Namespace, drawing: Drawing, spec: PatchSpec, formats: Sequence[str], processes: Processes | None) -> None:
@@ -450,13 +428,11 @@ def _processes(options: Namespace) -> Processes | None:
 
 def _verify(options: Namespace) -> int:
     """Draws some of a folder's samples again and compares pixels and files, byte by byte; 1 where they differ."""
-    import tempfile
-
     import numpy as np
 
     from data.patches import PatchFolder
     from data.preprocess import from_unit
-    from data.synthetic import Part, read_samples, write_formats
+    from data.synthetic import Part, other_files, read_samples
     from evaluate.attributes import central_component
     from gan.sampling import candidates, generate
 
@@ -472,7 +448,7 @@ def _verify(options: Namespace) -> int:
     models = {model.model_hash: model for model in _models(options)}
     samples = read_samples(folder.path)
     places = np.unique(np.linspace(0, len(samples) - 1, VERIFIED).astype(int))
-    chosen, differ = [samples[n] for n in places], 0
+    chosen = [samples[n] for n in places]
     missing = {one.model for one in chosen} - set(models)
     if missing:
         raise ValueError(f"{folder.path}: drawn from the model {missing.pop()[:16]}..., which is in no --run given, at this --step")
@@ -484,26 +460,20 @@ def _verify(options: Namespace) -> int:
         drawn.append(patch[0, 0])
     hu = from_unit(np.stack(drawn), folder.window)
     masks = central_component(hu, folder.spacing_mm or (1.0,) * len(folder.shape), folder.window) if "seg" in formats else None
-    with tempfile.TemporaryDirectory() as place:
-        again = Path(place)
-        write_formats(again, Part(again, hu, chosen, folder.spec, formats, str(said.get("version")), {}, masks))
-        made = [file.relative_to(again) for file in sorted(again.rglob("*")) if file.is_file()]
-        for n, one in zip(places, chosen, strict=True):
-            theirs = [file for file in made if one.name in str(file)]
-            same = np.array_equal(folder.hu([n])[0], hu[places.tolist().index(n)]) and all(
-                (folder.path / file).is_file() and (folder.path / file).read_bytes() == (again / file).read_bytes() for file in theirs
-            )
-            if not same:
-                print(f"{one.name}: differs from what the model draws")
-                differ += 1
+    part = Part(folder.path, hu, chosen, folder.spec, formats, str(said.get("version")), {}, masks)
+    differ = other_files(part)
+    for one, stored, drawn_now in zip(chosen, folder.hu(places), hu, strict=True):
+        if one.name in differ or not np.array_equal(stored, drawn_now):
+            print(f"{one.name}: differs from what the model draws")
+            differ |= {one.name}
     print(
-        f"{len(chosen) - differ} of {len(chosen)} samples drawn again are the same, byte by byte, as patches{''.join(f', {f}' for f in formats)}"
+        f"{len(chosen) - len(differ)} of {len(chosen)} samples drawn again are the same, byte by byte, as patches{''.join(f', {f}' for f in formats)}"
     )
     if differ:
         print(
             f"note: kernels of another kind of processor or another version of torch round differently; these were drawn on {said.get('device')}"
         )
-    return int(differ > 0)
+    return int(bool(differ))
 
 
 def _export(options: Namespace) -> int:

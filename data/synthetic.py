@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,20 @@ def write_formats(folder: Path, part: Part) -> None:
                 there = folder / "dicom" / one.name
                 images = sorted(there.iterdir()) if there.is_dir() else [there.with_name(f"{one.name}.dcm")]
                 write_segmentation(part.masks[n], images, subject, one.label, folder / "seg" / f"{one.name}.dcm")
+
+
+def other_files(part: Part) -> set[str]:
+    """Names of those samples whose files in part.folder are not, byte by byte, what would be written now."""
+    with tempfile.TemporaryDirectory() as place:
+        again = Path(place)
+        write_formats(again, part)
+        made = [file.relative_to(again) for file in again.rglob("*") if file.is_file()]
+        differ = [file for file in made if not _equal(again / file, part.folder / file)]
+    return {file.parts[1].split(".")[0] for file in differ}  # such as nifti/NAME.nii.gz, dicom/NAME/0001.dcm
+
+
+def _equal(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def subject_of(one: Sample, spec: PatchSpec, version: str) -> Subject:

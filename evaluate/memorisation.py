@@ -5,7 +5,7 @@ one window, at the best of all mirrorings of the synthetic patch: 0 is a copy, a
 does not hide it. A real patch that was never trained on is the measure of what is suspicious.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -181,6 +181,23 @@ def closeness_to(patches: NDArray, training: NDArray, spacing_hu: Floats, window
     """
     found = neighbours(patches, training, window)
     return _ratio(found.nearest_hu, spacing_hu[found.nearest])
+
+
+def near_copy_test(
+    training: NDArray, patients: Patients, held_out: NDArray, window: tuple[float, float]
+) -> Callable[[NDArray], tuple[Floats, NDArray[np.bool_]]]:
+    """A test of patches: their closeness to the training patches (N,), and whether each is no nearer than 99 % of held-out patches are.
+
+    Where no patch is held out: no nearer than half as near as the training patch's nearest of another patient.
+    """
+    spacing_hu = distance_to_another_patient(training, patients, window)
+    least = float(np.quantile(closeness_to(held_out, training, spacing_hu, window), 0.01)) if len(held_out) else 0.5
+
+    def test(patches: NDArray) -> tuple[Floats, NDArray[np.bool_]]:
+        found = closeness_to(patches, training, spacing_hu, window)
+        return found, found >= least
+
+    return test
 
 
 def membership_inference(

@@ -65,10 +65,23 @@ class Orders:
         )
 
 
+def missing(like: Likeness, wanted: int, conditions: Conditions) -> dict[str, int]:
+    """Class -> how many lesions it lacks to `wanted`, the rarest first; all together under "" for a model that is asked for no class.
+
+    Raises ValueError where none is missing.
+    """
+    names, counts = np.unique(like.labels, return_counts=True)
+    found = {str(names[n]): int(wanted - counts[n]) for n in np.argsort(counts, kind="stable") if counts[n] < wanted}
+    if not found:
+        there = ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
+        raise ValueError(f"--fill {wanted}: nothing is missing, there are {there}")
+    return found if conditions.classes else {"": sum(found.values())}
+
+
 def check_request(request: Request, conditions: Conditions) -> None:
     """Raises ValueError for what the model cannot be asked for, or what cannot be found among the lesions to imitate."""
     known = conditions.classes
-    named = [*(request.fill or ()), *([request.label] if request.label not in ("natural", "balanced") else [])]
+    named = [*filter(None, request.fill or ()), *([request.label] if request.label not in ("natural", "balanced") else [])]
     for name in named:
         if name not in known:
             raise ValueError(f"--class {name}: this model can be asked for {', '.join(known) or 'no class'}")
