@@ -10,6 +10,8 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -171,7 +173,7 @@ def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
                 f"--{name.replace('_', '-')} chooses samples {reason}, which the guarantee of a private run does not cover; leave it out"
             )
     shares = [float(share) for share in _numbers(options.shares, "--shares")] if options.shares else [1.0] * len(models)
-    if len(shares) != len(models) or min(shares) <= 0:
+    if len(shares) != len(models) or not all(0 < share < math.inf for share in shares):
         raise ValueError(f"--shares {options.shares}: want a number above 0 for each of {len(models)} models")
     between = _between(options.diameter)
     if between and models[0].conditions.size and not models[0].conditions.diameter:
@@ -195,6 +197,8 @@ def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
         if len(seeds) > 1 and options.seeds != "0-255":
             raise ValueError(f"--seeds {options.seeds}: with --fill want the first seed only")
         seeds = range(seeds[0], seeds[0] + sum(request.fill.values()))
+    if options.pictures and len(seeds) < 2:
+        raise ValueError("--pictures goes from seed to seed; want 2 --seeds or more")
     checks: dict[str, Check] = {"diameter_mm": _diameter_check(spec, options.reject)} if between or like else {}
     if options.dissimilar_to:
         others = PatchFolder.open(options.dissimilar_to)
@@ -434,24 +438,29 @@ def _verify(options: Namespace) -> int:
     from data.preprocess import from_unit
     from data.synthetic import Part, other_files, read_samples
     from evaluate.attributes import central_component
-    from gan.sampling import candidates, generate
+    from gan.sampling import candidates, generate, load_model
 
     folder = PatchFolder.open(options.verify)
     folder.verify()
     try:
         said = json.loads((folder.path / "sampling.json").read_text(encoding="utf-8"))
         formats, limit = list(said["formats"]), (said["truncation"] or {}).get("limit")
-        options.average, steps = bool(said["average"]), {str(one["step"]) for one in said["models"]}
+        average, steps = bool(said["average"]), {int(one["step"]) for one in said["models"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder.path}/sampling.json: not as sample.py wrote it ({type(error).__name__}: {error})") from None
-    options.step = ",".join(sorted(steps)) if options.step == "best" else options.step
-    models = {model.model_hash: model for model in _models(options)}
+    models = {}
+    for run, step in product(options.run, sorted(steps)):
+        with suppress(FileNotFoundError):  # the other runs have other steps
+            one = load_model(Path(run), step, average=average, device=options.device)
+            models[one.model_hash] = one
     samples = read_samples(folder.path)
+    if [one.name for one in samples] != folder.rows.names("id").tolist():
+        raise ValueError(f"{folder.path}/samples.csv: lists other samples than patches.csv; it was edited or is another folder's")
     places = np.unique(np.linspace(0, len(samples) - 1, VERIFIED).astype(int))
     chosen = [samples[n] for n in places]
     missing = {one.model for one in chosen} - set(models)
     if missing:
-        raise ValueError(f"{folder.path}: drawn from the model {missing.pop()[:16]}..., which is in no --run given, at this --step")
+        raise ValueError(f"{folder.path}: drawn from the model {missing.pop()[:16]}..., which is in no --run given")
     drawn = []
     for one in chosen:
         model = models[one.model]
@@ -510,8 +519,6 @@ def _write_pictures(folder: Path, drawing: Drawing, spec: PatchSpec) -> None:
 
     model, limit, steps, between = drawing.models[0], drawing.truncation, 8, 14
     seeds = list(drawing.seeds[:16])
-    if len(seeds) < 2:
-        raise ValueError("--pictures goes from seed to seed; want 2 --seeds or more")
     condition = drawing.asked(seeds).condition(model.conditions, np.arange(len(seeds)))
 
     def drawn(path: tuple[Any, np.ndarray | None]) -> np.ndarray:
@@ -527,7 +534,9 @@ def _write_pictures(folder: Path, drawing: Drawing, spec: PatchSpec) -> None:
     write_animation(walks, spec.window, folder / "walk.gif", spec.spacing_mm)
     if model.conditions.diameter:
         names = [name for name in model.conditions.classes or ("",) for _ in range(3)]
-        grown = np.stack([drawn(growth(model, seeds[n % 3 : n % 3 + 1], steps, name, truncation=limit)) for n, name in enumerate(names)])
+        grown = np.stack(
+            [drawn(growth(model, [seeds[n % min(3, len(seeds))]], steps, name, truncation=limit)) for n, name in enumerate(names)]
+        )
         write_strips(grown, spec.window, folder / "growth.png", spec.spacing_mm, names if any(names) else None)
 
 
@@ -552,6 +561,8 @@ def _seeds(text: str) -> Sequence[int]:
     """ "0-3,7" -> [0, 1, 2, 3, 7]. Raises ValueError for anything else, doubles included."""
     parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.split(",")]
     ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    if max((one.stop for one in ranges), default=0) > 2**62:
+        raise ValueError(f"--seeds {text}: want numbers below 2 to the power of 62")
     if sum(max(one.stop - one.start, 0) for one in ranges) > MOST_SEEDS:
         raise ValueError(f"--seeds {text}: at most {MOST_SEEDS} at a time")
     if None not in parts and len(ranges) == 1 and ranges[0]:

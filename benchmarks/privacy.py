@@ -32,7 +32,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import sys
@@ -56,7 +55,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.few_cases import draw, pretrained
 from benchmarks.quality import FAMILIES, QUICK, Point, Reference, Sizes, fixed_latents, luna_patches, samples, training_nodules
-from benchmarks.step import PENALTY, Clock, Draws, LeakyReLU, Size, networks, plain_networks, processor
+from benchmarks.step import PENALTY, Clock, Draws, LeakyReLU, Size, networks, plain_networks, processor, resident
 from data.command import run_command
 from data.lesions import BACKGROUND
 from data.parallel import map_processes
@@ -169,14 +168,17 @@ def forms_of(size: Size) -> dict[str, Callable[[], None]]:
 
 
 def memory(which: tuple[Size, str]) -> float:
-    """MiB that three steps of a form take at their peak beyond what the process held before."""
+    """MiB that three steps of a form take at their peak beyond what the process held before. On Linux only; elsewhere NaN."""
     size, name = which
     torch.set_num_threads(1)
-    form = forms_of(size)[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    form, reset = forms_of(size)[name], Path("/proc/self/clear_refs")
+    before = resident("VmRSS")
+    if before is None or not reset.exists():
+        return float("nan")
+    reset.write_text("5")  # the peak so far is forgotten: building the other forms is no part of this
     for _ in range(3):
         form()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (resident("VmHWM") or before) - before
 
 
 def cost(sizes: Sequence[Size], rounds: int) -> tuple[dict[str, float], dict[str, Any]]:

@@ -98,18 +98,32 @@ def _in_pool(function: Callable[[In], Out], inputs: Sequence[In], processes: int
             raise
 
 
+_at_work = False
+
+
 def _as_worker() -> None:
     """An interrupt is the parent's to handle; the workers are told when to stop. SIGTERM, which batch systems send to all, is not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.signal(signal.SIGTERM, _told_to_end)
+
+
+def _told_to_end(*_: object) -> None:
+    """Unwinds what is being done. Elsewhere nothing may be unwound: the pool would catch it, and wait for a lock that a dead worker holds."""
+    if _at_work:
+        sys.exit()
+    os._exit(128 + signal.SIGTERM)
 
 
 def _unwound(function: Callable[[In], Out], one: In) -> Out:
     """function(one); at SIGTERM the worker dies, but only when what it had unpacked of a scan is cleared away."""
+    global _at_work
     try:
+        _at_work = True
         return function(one)
     except SystemExit:
         os._exit(128 + signal.SIGTERM)
+    finally:
+        _at_work = False
 
 
 def _on_cluster(function: Callable[[In], Out], inputs: Sequence[In], scheduler: str) -> Iterator[Out]:

@@ -6,8 +6,10 @@ A part is a folder with hu.npy, samples.csv, part.json, and the files of each fo
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -139,10 +141,25 @@ def assemble(folder: Path, spec: PatchSpec, formats: Sequence[str], parts: Itera
                     writer.add(Patch(hu, _patient(one), one.name, one.label, asked, split="synthetic", id=one.name))
             for name in formats:
                 for made in (part / name).iterdir():
-                    made.rename(folder / name / made.name)
+                    _place(made, folder / name / made.name)
             facts.append(json.loads((part / "part.json").read_text(encoding="utf-8")))
     writer.finish()
     return facts
+
+
+def _place(made: Path, place: Path) -> None:
+    """A file, or a folder of files, in a second place. The part keeps its own: it is to be there when this is interrupted."""
+    if made.is_dir():
+        place.mkdir()
+        for file in made.iterdir():
+            _place(file, place / file.name)
+        return
+    try:
+        os.link(made, place)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        shutil.copyfile(made, place)  # a file system without links
 
 
 def read_samples(folder: Path) -> list[Sample]:

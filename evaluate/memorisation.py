@@ -17,6 +17,7 @@ from evaluate.scores import area_under_roc
 
 Floats = NDArray[np.float64]
 CHUNK = 512  # synthetic patches compared at a time
+CANDIDATES = 8  # for the nearest: more than rounding could ever exchange
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,19 @@ def closeness_to(patches: NDArray, training: NDArray, spacing_hu: Floats, window
 
     spacing_hu: of each training patch to the nearest of another patient, as distance_to_another_patient has it.
     """
-    found = neighbours(patches, training, window)
-    return _ratio(found.nearest_hu, spacing_hu[found.nearest])
+    found = neighbours(patches, training, window).hu
+    # Products of other sizes round differently. Which of several that are nearly as near is the nearest is decided by subtraction.
+    few = np.argpartition(found, min(CANDIDATES, found.shape[1]) - 1, axis=1)[:, :CANDIDATES]
+    few.sort(axis=1)
+    reference = _flat(training, window)
+    exact = np.full(few.shape, np.inf, np.float32)
+    for mirrored in _mirrorings(patches):
+        flat = _flat(mirrored, window)
+        for n, column in enumerate(few.T):
+            exact[:, n] = np.minimum(exact[:, n], np.square(flat - reference[column]).mean(1))
+    nearest = exact.argmin(1)
+    rows = np.arange(len(patches))
+    return _ratio(np.sqrt(exact[rows, nearest]), spacing_hu[few[rows, nearest]])
 
 
 def near_copy_test(

@@ -7,6 +7,9 @@ its randomness follows from (seed, step), so a resumed run equals an uninterrupt
 around it, `run_folder` and `checkpoint` what it leaves on disk (loading never executes code), `tracker` its
 metrics, `curves` their picture and what they warn of. `transfer` starts a run from another one's weights,
 `encoder` adds a feature-matching loss. `sampling` turns seeds into patches: sample k depends on the model, what
-was asked for and seed k only. `config` holds the settings and imports nothing heavy.
-Patches are float32 (N, 1, H, W) or (N, 1, D, H, W) in [-1, 1]; nothing here knows of HU or files of CT.
+was asked for and seed k only; `orders` says what that is, `selection` draws again what misses, `drawing` is both
+for several models. `interpolation` walks from seed to seed, `mixing` trains detectors on real and synthetic patches,
+`onnx_export` and `distillation` are for machines without torch or GPU. `privacy`, `private_step` and `private_trainer` protect
+patients, `canaries` attack that. `config` holds the settings and imports nothing heavy.
+Patches are float32 (N, 1, H, W) or (N, 1, D, H, W) in [-1, 1]; but for ONNX files, nothing here knows of HU or files of CT.
 """

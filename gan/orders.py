@@ -104,9 +104,7 @@ def orders(
     voxel = max(spacing_mm) if spacing_mm else 0.0
     if request.like is not None:
         rows = _like(request, conditions, labels, seeds)
-        if not conditions.classes:
-            labels = request.like.labels[rows] if len(set(request.like.labels.tolist())) == 1 else labels
-        elif request.label == "natural" and request.fill is None:
+        if conditions.classes and request.label == "natural" and request.fill is None:
             labels = request.like.labels[rows]
         asked, measured = request.like.listed_mm[rows].copy(), request.like.measured_mm[rows]
         known, room = np.isfinite(measured), np.maximum(TOLERANCE * measured, voxel)

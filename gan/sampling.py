@@ -83,7 +83,8 @@ def sample(
 
 def candidates(seeds: Sequence[int], attempt: int, size: int, truncation: float | None = None) -> Tensor:
     """float32 (N, size): the latents of each seed's attempt-th try; those of `sample` for attempt 0."""
-    return truncated(latents(seeds if attempt == 0 else [[seed, attempt] for seed in seeds], size), truncation)
+    sources = seeds if attempt == 0 else [np.random.SeedSequence(seed, spawn_key=(attempt,)) for seed in seeds]
+    return truncated(latents(sources, size), truncation)
 
 
 def truncated(z: Tensor, limit: float | None) -> Tensor:

@@ -81,7 +81,7 @@ def select(
         patches[pending[good]], attempts[pending[good]] = drawn[good], attempt
         tally.taken += len(good)
         pending, attempt = np.delete(pending, good), attempt + 1
-        if tally.drawn >= PATIENCE and tally.rate < LEAST_RATE:
+        if len(pending) and tally.drawn >= PATIENCE and tally.rate < LEAST_RATE:
             raise ValueError(
                 f"hardly any sample is as asked for: {tally.words()}; ask for less, train on more such lesions, or see --reject"
             )

@@ -65,8 +65,8 @@ class NotFinite(ValueError):
     """A step's gradient has NaN or Inf in it."""
 
 
-def latents(seeds: Sequence[int] | Sequence[Sequence[int]], size: int) -> Tensor:
-    """float32 (N, size), standard normal; row n follows from seeds[n] alone, a number or several."""
+def latents(seeds: Sequence[int] | Sequence[np.random.SeedSequence], size: int) -> Tensor:
+    """float32 (N, size), standard normal; row n follows from seeds[n] alone."""
     rows = [np.random.default_rng(seed).standard_normal(size, dtype=np.float32) for seed in seeds]
     return torch.from_numpy(np.stack(rows))
 

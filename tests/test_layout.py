@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGES = {"data", "gan", "evaluate"}
-ENTRY_POINTS = {"data/__main__.py", "evaluate/__main__.py"}
+ENTRY_POINTS = {"data/__main__.py", "evaluate/__main__.py", "gan/__main__.py"}
 
 
 def imported(file: Path) -> set[str]:
@@ -37,7 +37,7 @@ def test_only_the_tracker_imports_wandb():
     assert [f.name for f in files if "wandb" in imported(f)] == ["tracker.py"]
 
 
-@pytest.mark.parametrize("command", [["-m", "data"], ["train.py"], ["sample.py"], ["-m", "evaluate"]])
+@pytest.mark.parametrize("command", [["-m", "data"], ["train.py"], ["sample.py"], ["-m", "evaluate"], ["-m", "gan"]])
 def test_help_teaches_without_loading_torch(command):
     code = f"import sys, runpy; sys.argv = ['x', '--help']\ntry:\n runpy.{'run_module' if command[0] == '-m' else 'run_path'}({command[-1]!r}, run_name='__main__')\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
