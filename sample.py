@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +34,8 @@ MOST_SEEDS = 10_000_000
 FORMATS = ("png", "nifti", "dicom", "seg")
 VERIFIED = 16
 """Samples that --verify draws again."""
+RECIPE = 1
+"""To be raised whenever the same command draws or writes something else: parts of before are then not used."""
 MANY = 2000
 """Files from which on several processes write them."""
 
@@ -69,10 +72,10 @@ def main(arguments: Sequence[str]) -> int:
     if not options.out:
         raise ValueError("--out is missing: the folder to make")
     formats = _formats(options.format)
-    drawing, spec = _drawing(options)
-    _check_formats(formats, spec)
-    processes = _processes(options)
+    processes = _processes(options)  # before models are placed: each process has a GPU of its own
     try:
+        drawing, spec = _drawing(options)
+        _check_formats(formats, spec)
         _draw_all(options, drawing, spec, formats, processes)
     finally:
         if processes:
@@ -82,7 +85,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _options(arguments: Sequence[str]) -> Namespace:
     parser = command_parser("python sample.py", DESCRIPTION)
-    parser.add_argument("--run", type=str, action="append", required=True, help="run folder of train.py; several may be given")
+    parser.add_argument(
+        "--run",
+        "--model",
+        type=str,
+        action="append",
+        required=True,
+        help="run folder of train.py; several may be given (torchrun needs --model)",
+    )
     parser.add_argument("--out", type=str | None, default=None, help="folder to make")
     parser.add_argument("--seeds", type=str, default="0-255", help="such as 0-255 or 7,19,100-120; with --fill the first seed")
     parser.add_argument("--format", type=str, default="png", help="png, nifti, dicom, seg (with dicom), with commas, or none")
@@ -150,7 +160,7 @@ def _models(options: Namespace, critic: bool = False) -> list[Model]:
             )  # fmt: skip
     first = _spec(options.run[0], models[0])
     for model in models[1:]:
-        if _spec("a run", model) != first or model.conditions != models[0].conditions:
+        if replace(_spec("a run", model), licence=first.licence) != first or model.conditions != models[0].conditions:
             raise ValueError("the runs draw patches of different sizes, spacings, windows or classes; draw them one by one")
     return models
 
@@ -184,6 +194,10 @@ def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
         )
     if options.fill is not None and options.match is None:
         raise ValueError("--fill counts the lesions of a patch folder; name it with --match")
+    if options.match and between:
+        raise ValueError("--diameter and --match both say how large lesions are to be; give one of them")
+    if options.fill is not None and options["class"] != "natural":
+        raise ValueError("--fill decides on the classes; leave --class out")
     like = None
     if options.match:
         folder = PatchFolder.open(options.match)
@@ -221,6 +235,7 @@ def _spec(run: str, model: Model) -> PatchSpec:
         return PatchSpec(
             shape=tuple(trained_on["shape"]), spacing_mm=None if spacing is None else tuple(spacing), window=(window[0], window[1]),
             classes=tuple(classes) if model.conditions.classes or len(classes) == 1 else ("lesion",), unit=trained_on["unit"], origin="synthetic",
+            licence=str(trained_on.get("licence", "")),
         )  # fmt: skip
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{run}: its checkpoint does not say what it was trained on ({error!r}); it is damaged or foreign") from None
@@ -284,7 +299,7 @@ def _draw_all(options: Namespace, drawing: Drawing, spec: PatchSpec, formats: Se
     from data.files import resumable_folder
 
     manifest = _manifest(options, drawing, formats)
-    job = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    job = hashlib.sha256(json.dumps([RECIPE, manifest], sort_keys=True).encode()).hexdigest()[:16]
     out = Path(options.out)
     if processes and not processes.first:
         _together(processes)

@@ -102,5 +102,5 @@ class Drawing:
             for label in model.conditions.classes or ("",):
                 asked = self._orders(seeds, replace(self.request, label=label or "natural", fill=None, like=None))
                 scores = critic_scores(model, self._candidates(n, seeds, 0, asked, rows), asked.condition(model.conditions, rows))
-                found[n, label] = float(np.quantile(scores, 1 - self.quality))
+                found[n, label] = float(np.quantile(scores, 1 - self.quality)) if self.quality < 1 else -np.inf
         return found

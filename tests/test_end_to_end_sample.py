@@ -185,9 +185,12 @@ def test_what_is_asked_for_follows_from_the_seed_too(draw, tmp_path, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "options"), [((), ("--devices", 2)), (TORCHRUN, ())], ids=["devices", "torchrun"])
-def test_two_devices_draw_what_one_draws(place, out, launcher, options):
-    finish(*launcher, ROOT / "sample.py", "--run", place / "tiny", "--out", out, *JOB, *options)
+@pytest.mark.parametrize(
+    ("launcher", "run", "options"), [((), "--run", ("--devices", 2)), (TORCHRUN, "--model", ())], ids=["devices", "torchrun"]
+)
+def test_two_devices_draw_what_one_draws(place, out, launcher, run, options):
+    """torchrun takes --run for its own --run-path, so there it goes by another name."""
+    finish(*launcher, ROOT / "sample.py", run, place / "tiny", "--out", out, *JOB, *options)
     assert_same_files(out, place / "whole")
     assert os.listdir(out.parent) == [out.name]
 
