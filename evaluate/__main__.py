@@ -245,6 +245,8 @@ def privacy(arguments: Sequence[str]) -> int:
 
     run, folder = Path(options.run), PatchFolder.open(options.patches)
     checkpoint = load_checkpoint(run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
+    if "training" not in checkpoint.config:
+        raise ValueError(f"{run}: distilled from another run and never trained on patients; audit the run that it was distilled from")
     _check_trained_on(run, checkpoint.trained_on, folder)
     done = critic_steps_of(checkpoint)
     steps = done if options.critic_steps is None else options.critic_steps

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data.command import command_parser, run_command
+from data.command import command_parser, progress, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,7 @@ def distil(options: Namespace) -> None:
         student = distillation.distil(teacher, options.channels, options.steps, options.seed, _progress(options.steps, scale, unit))
         distillation.save_student(folder, checkpoint, student, options.channels, options.steps, options.seed)
         seconds = time.monotonic() - started
-        print("measuring teacher and student ...", flush=True)
+        print(f"{_clock(seconds)} so far; measuring teacher and student ...", flush=True)
         models = load_model(run, checkpoint.step), load_model(folder)
         distance = _distance(*models, spacing_mm, window, unit, options.seed)
         of_teacher, of_student = distillation.costs(*models)
@@ -168,8 +168,8 @@ def _distance(
 
     one, other, alike, unseen = drawn(teacher, 0), drawn(teacher, 1), drawn(student, 0), drawn(student, 2)
     features = radiomics(spacing_mm or (1.0,) * len(shape), window).compute
-    of_one = features(one)
-    reference, of_other, of_student = standardise(of_one, of_one, features(other), features(unseen))
+    of_one, *others = (features(hu) for hu in progress([one, other, unseen], "measuring sets of samples", 3))
+    reference, of_other, of_student = standardise(of_one, of_one, *others)
     apart, by_chance = (float(np.abs(one - x.astype(np.float64)).mean()) for x in (alike, other))
     return Distance(count, unit, apart, by_chance, frechet_distance(reference, of_student), frechet_distance(reference, of_other))
 

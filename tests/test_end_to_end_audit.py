@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from data.files import new_folder
 from data.patches import Patch, PatchSpec, PatchWriter
 from evaluate.privacy_report import ATTACKS, OUTSIDE, AuditedMoment, PrivacyReport, audited_moment, nearest_scores, to_json
 from gan import private_trainer
+from gan.checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = ("--networks.channels", 4, "--networks.latent", 8, "--training.batch", 8, "--training.samples_every", 0, "--training.device", "cpu")
 PRIVATE = (
@@ -145,11 +147,17 @@ def test_refuses_what_cannot_be_audited(command, tmp_path, trained):
     trained(*PRIVATE)
     write_patches(tmp_path / "larger", shape=(32, 32))
     write_patches(tmp_path / "fewer", patients=(29, 1, 1))
+    student = load_checkpoint(tmp_path / "run")
+    save_checkpoint(tmp_path / "student", replace(student, config={"networks": student.config["networks"]}))
     (tmp_path / "none").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
     for arguments, told in (
         (("none", "patches"), "none: no checkpoint in it"),
+        (
+            ("student", "patches"),
+            "student: distilled from another run and never trained on patients; audit the run that it was distilled from",
+        ),
         (("patches", "run"), "run: no dataset.json in it"),
         (("run", "larger"), "run was trained on other patches than larger: shape [16, 16], here [32, 32]; give the folder of its --data"),
         (("run", "fewer"), "run was trained on other patches than fewer: patients 30, here 29"),
