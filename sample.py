@@ -36,7 +36,7 @@ VERIFIED = 16
 """Samples that --verify draws again."""
 RECIPE = 1
 """To be raised whenever the same command draws or writes something else: parts of before are then not used."""
-MANY = 2000
+MANY = 20_000
 """Files from which on several processes write them."""
 
 DESCRIPTION = """Draw synthetic lesion patches from a trained run: one patch a seed.
