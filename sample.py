@@ -336,7 +336,7 @@ def _manifest(options: Namespace, drawing: Drawing, formats: Sequence[str]) -> d
     from data.export import PNG_OFFSET
 
     models, known = drawing.models, [m.trained_on.get("content_sha256") for m in drawing.models]
-    guarantees = list(dict.fromkeys(m.guarantee or "no guarantee: trained without differential privacy" for m in models))
+    guarantees = list(dict.fromkeys(m.privacy for m in models))
     if any(m.guarantee for m in models) and drawing.request.like is not None:
         guarantees.append(
             "Classes and diameters were drawn as in a given patch folder; if it is the training patients', that is outside the guarantee."
@@ -393,7 +393,6 @@ def _part(drawing: Drawing, spec: PatchSpec, formats: Sequence[str], folder: Pat
     """Some of the samples, drawn, with what is told of them."""
     from data.preprocess import from_unit
     from data.synthetic import Part, Sample
-    from evaluate.attributes import central_component
 
     taken, asked, model_of, tally = drawing.part(first, count)
     hu = from_unit(taken.patches[:, 0], spec.window)
@@ -404,8 +403,16 @@ def _part(drawing: Drawing, spec: PatchSpec, formats: Sequence[str], folder: Pat
             {name: float(taken.measured[name][n]) for name in drawing.measured},
         ) for n, seed in enumerate(drawing.seeds[first : first + count])
     ]  # fmt: skip
-    masks = central_component(hu, spec.spacing_mm or (1.0,) * len(spec.shape), spec.window) if "seg" in formats else None
-    return Part(folder, hu, samples, spec, formats, _version(), tally.facts(), masks)
+    return Part(folder, hu, samples, spec, formats, _version(), tally.facts(), _masks(hu, spec, formats))
+
+
+def _masks(hu: np.ndarray, spec: PatchSpec, formats: Sequence[str]) -> np.ndarray | None:
+    """bool of hu's shape: the lesions, where they are to be written."""
+    if "seg" not in formats:
+        return None
+    from evaluate.attributes import central_component
+
+    return central_component(hu, spec.spacing_mm or (1.0,) * len(spec.shape), spec.window)
 
 
 def _finish(
@@ -452,7 +459,6 @@ def _verify(options: Namespace) -> int:
     from data.patches import PatchFolder
     from data.preprocess import from_unit
     from data.synthetic import Part, other_files, read_samples
-    from evaluate.attributes import central_component
     from gan.sampling import candidates, generate, load_model
 
     folder = PatchFolder.open(options.verify)
@@ -483,8 +489,7 @@ def _verify(options: Namespace) -> int:
         (patch,) = generate(model, candidates([one.seed], one.attempt, model.generator.latent, limit), condition)
         drawn.append(patch[0, 0])
     hu = from_unit(np.stack(drawn), folder.window)
-    masks = central_component(hu, folder.spacing_mm or (1.0,) * len(folder.shape), folder.window) if "seg" in formats else None
-    part = Part(folder.path, hu, chosen, folder.spec, formats, str(said.get("version")), {}, masks)
+    part = Part(folder.path, hu, chosen, folder.spec, formats, str(said.get("version")), {}, _masks(hu, folder.spec, formats))
     differ = other_files(part)
     for one, stored, drawn_now in zip(chosen, folder.hu(places), hu, strict=True):
         if one.name in differ or not np.array_equal(stored, drawn_now):

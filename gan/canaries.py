@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from gan.checkpoint import Checkpoint
-from gan.conditions import KNOTS_MM, Conditions
+from gan.conditions import Conditions
 from gan.config import NetworkConfig, PrivacyConfig, TrainingConfig
 from gan.losses import patient_gradients
 from gan.privacy import PrivacyPlan, poisson
@@ -88,10 +88,7 @@ def crafted_pictures(count: int, shape: Sequence[int], rng: np.random.Generator)
 
 def crafted(count: int, copies: int, shape: Sequence[int], conditions: Conditions, rng: np.random.Generator) -> Canaries:
     """So many patients with a crafted picture each, drawn for any class and diameter."""
-    classes = conditions.classes or ("",)
-    labels = [classes[n] for n in rng.integers(len(classes), size=count)]
-    diameters = np.exp(rng.uniform(np.log(KNOTS_MM[0]), np.log(KNOTS_MM[-1]), count))
-    condition = conditions.encode(labels, diameters) if conditions.size else None
+    condition = conditions.evenly(count, rng)
     return Canaries(crafted_pictures(count, shape, rng), np.arange(count), condition, copies)
 
 

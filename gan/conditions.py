@@ -49,6 +49,13 @@ class Conditions:
             out[known, len(self.classes) :] = shares
         return out
 
+    def evenly(self, count: int, rng: np.random.Generator) -> np.ndarray | None:
+        """float32 (count, K): every class equally often, diameters evenly on a log scale. Nothing of any training set; None where K is 0."""
+        if not self.size:
+            return None
+        labels = [self.classes[n] for n in rng.integers(len(self.classes), size=count)] if self.classes else [""] * count
+        return self.encode(labels, np.exp(rng.uniform(np.log(KNOTS_MM[0]), np.log(KNOTS_MM[-1]), count)))
+
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Conditions:
         """From a checkpoint's {"classes": [...], "diameter": ...}; an absent one is unconditional."""

@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
-from gan.conditions import KNOTS_MM, Conditions
+from gan.conditions import Conditions
 from gan.config import TrainingConfig
 from gan.losses import critic_gradients, generator_loss
 from gan.networks import BatchNorm, Critic, Generator, place
-from gan.run_folder import NO_GUARANTEE, NOT_COVERED, NOT_KNOWN
+from gan.run_folder import NO_GUARANTEE, NOT_COVERED, NOT_KNOWN, licence_of
 from gan.sampling import TILE, Model, generate
 
 RATE = 2.0
@@ -108,12 +108,7 @@ def draw(model: Model, count: int, rng: np.random.Generator) -> tuple[Tensor, np
     """Latents (count, latent), and for a model that takes any, conditions (count, K): every class equally often, diameters evenly on a
     log scale."""
     z = torch.from_numpy(rng.standard_normal((count, model.generator.latent), dtype=np.float32))
-    conditions = model.conditions
-    if not conditions.size:
-        return z, None
-    classes = conditions.classes
-    labels = [classes[n] for n in rng.integers(len(classes), size=count)] if classes else [""] * count
-    return z, conditions.encode(labels, np.exp(rng.uniform(np.log(KNOTS_MM[0]), np.log(KNOTS_MM[-1]), count)))
+    return z, model.conditions.evenly(count, rng)
 
 
 def distil(
@@ -267,7 +262,6 @@ def write_card(folder: Path, teacher: Cost, student: Cost, distance: Distance, w
     low, high = trained_on["window"]
     conditions = Conditions.of(checkpoint.config.get("conditions", {}))
     asked_for = ", ".join([*conditions.classes, *["a diameter in mm"] * conditions.diameter])
-    licence = trained_on.get("licence") or "not stated; find out before giving the model or its samples away"
     warning = "" if trained_on.get("patients_known", True) else f"- warning: {NOT_KNOWN}\n"
     privacy = f"{PASSED_ON_PRIVATE} {private['sentence']}{NOT_COVERED}" if private else f"{NO_GUARANTEE}\n  {PASSED_ON}"
     card = f"""# Model card
@@ -279,7 +273,7 @@ A small generator, distilled from that of a WGAN-GP (Gulrajani et al. 2017) that
   by {told["steps"]} steps on {told["samples"]} of its samples. No patch of a patient was read; the teacher's own card says how it was trained
 - the teacher was trained on: {trained_on["patients"]} patients;
   {" x ".join(map(str, trained_on["shape"]))} pixels, spacing {trained_on["spacing_mm"] or "unknown"} mm, window {low:g} to {high:g} {trained_on["unit"]}
-- licence or terms of the data: {licence}
+- licence or terms of the data: {licence_of(trained_on)}
 - can be asked for: {asked_for or "nothing; it draws all classes as one"}
 - cost, measured on {where}:
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gan.conditions import KNOTS_MM, Conditions
+from gan.orders import natural_diameters
 from gan.sampling import Model, truncated
 from gan.trainer import latents
 
@@ -61,7 +62,7 @@ def growth(
     """
     if not model.conditions.diameter:
         raise ValueError("this model cannot be asked for a diameter; train one with --networks.condition diameter, or class+diameter")
-    tenths = np.clip(model.trained_on.get("diameter_deciles_mm") or [5.0, 20.0], KNOTS_MM[0], KNOTS_MM[-1])
+    tenths = np.clip(natural_diameters(model.trained_on), KNOTS_MM[0], KNOTS_MM[-1])
     low, high = between_mm or (float(tenths[0]), float(tenths[-1]))
     if not KNOTS_MM[0] <= low < high <= KNOTS_MM[-1] or steps < 2 or not len(seeds):
         raise ValueError(

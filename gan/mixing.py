@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from gan.orders import DIAMETER
+from gan.orders import diameters_of, natural_diameters
 from gan.sampling import TILE, Model, sample
 from gan.trainer import Patches
 
@@ -58,7 +58,7 @@ class MixedPatches(Dataset[tuple[Tensor, Label, bool]]):
             self.labels += [label] * count
             self._classes += np.resize(classes, count).tolist()
         self.synthetic = [n >= len(real) for n in range(len(self.labels))]
-        self._between_mm = list(diameters_mm or model.trained_on.get("diameter_deciles_mm") or (5.0, 20.0))
+        self._quantiles_mm = diameters_mm or natural_diameters(model.trained_on)
         if diameters_mm is not None and not (model.conditions.diameter and 0 < diameters_mm[0] <= diameters_mm[1]):
             cannot = "" if model.conditions.diameter else "; this model cannot be asked for a diameter"
             raise ValueError(f"diameters {diameters_mm}: want the least and the largest, in mm{cannot}")
@@ -110,9 +110,7 @@ class MixedPatches(Dataset[tuple[Tensor, Label, bool]]):
         first = self.first_seed + int(self._epoch) * len(self._classes)
         seeds, conditions, condition = [first + int(n) for n in numbers], self.model.conditions, None
         if conditions.size:
-            places = [np.random.default_rng([seed, DIAMETER]).random() for seed in seeds]
-            diameters_mm = np.interp(places, np.linspace(0, 1, len(self._between_mm)), self._between_mm)
-            condition = conditions.encode([self._classes[n] for n in numbers], diameters_mm)
+            condition = conditions.encode([self._classes[n] for n in numbers], diameters_of(seeds, self._quantiles_mm))
         return np.concatenate(list(sample(self.model, seeds, condition)))
 
 

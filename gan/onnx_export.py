@@ -209,7 +209,7 @@ def _metadata(model: Model, window: Window) -> dict[str, str]:
         "condition": CONDITION_RULE if model.conditions.size else "none",
         "shape": json.dumps(_sides(model.generator)), "spacing_mm": json.dumps(model.trained_on.get("spacing_mm")),
         "window": json.dumps([float(end) for end in window]), "unit": str(model.trained_on.get("unit", "HU")),
-        "privacy": model.guarantee or "no guarantee: trained without differential privacy",
+        "privacy": model.privacy,
     }  # fmt: skip
 
 

@@ -110,9 +110,7 @@ def orders(
         known, room = np.isfinite(measured), np.maximum(TOLERANCE * measured, voxel)
         low[known], high[known] = (measured - room)[known], (measured + room)[known]
     elif request.between_mm is not None or conditions.diameter:
-        between = list(request.between_mm or trained_on.get("diameter_deciles_mm") or (5.0, 20.0))
-        places = [np.random.default_rng([seed, DIAMETER]).random() for seed in seeds]
-        asked = np.interp(places, np.linspace(0, 1, len(between)), between)
+        asked = diameters_of(seeds, request.between_mm or natural_diameters(trained_on))
     if request.between_mm is not None:
         least, most = request.between_mm
         room = max(TOLERANCE * least, voxel) if least == most else 0.0
@@ -120,6 +118,17 @@ def orders(
     if not conditions.diameter:
         asked[:] = np.nan
     return Orders(labels, asked, low, high)
+
+
+def natural_diameters(trained_on: Mapping[str, Any]) -> Sequence[float]:
+    """In mm: quantiles of the diameters trained on, evenly spaced; the ends of a usual range where they are not known."""
+    return trained_on.get("diameter_deciles_mm") or (5.0, 20.0)
+
+
+def diameters_of(seeds: Sequence[int], quantiles_mm: Sequence[float]) -> np.ndarray:
+    """float64 (N,): each seed's own draw from the distribution with these evenly spaced quantiles."""
+    places = [np.random.default_rng([seed, DIAMETER]).random() for seed in seeds]
+    return np.interp(places, np.linspace(0, 1, len(quantiles_mm)), quantiles_mm)
 
 
 def which_model(seeds: Sequence[int], shares: Sequence[float]) -> np.ndarray:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from gan.checkpoint import Checkpoint
-from gan.conditions import KNOTS_MM, Conditions
+from gan.conditions import Conditions
 from gan.config import NetworkConfig, PrivacyConfig, TrainingConfig
 from gan.networks import BatchNorm
 from gan.privacy import Ledger, PrivacyPlan, gaussian, poisson
@@ -165,12 +165,8 @@ class PrivateTrainer(Trainer):
 
     def _conditions_to_draw(self, data: TrainingSet, rng: np.random.Generator, count: int) -> Tensor | None:
         """Every class equally often, and diameters evenly on a log scale: nothing of the training set."""
-        if not self.conditions.size:
-            return None
-        classes = self.conditions.classes
-        labels = [classes[n] for n in rng.integers(len(classes), size=count)] if classes else [""] * count
-        diameters = np.exp(rng.uniform(np.log(KNOTS_MM[0]), np.log(KNOTS_MM[-1]), count))
-        return self._to_device(self.conditions.encode(labels, diameters))
+        condition = self.conditions.evenly(count, rng)
+        return None if condition is None else self._to_device(condition)
 
     @torch.no_grad()
     def _warm_up(self) -> None:

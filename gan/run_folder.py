@@ -66,6 +66,11 @@ def _patches_of(trained_on: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in trained_on.items() if name not in SAID_OF_THE_DATA}
 
 
+def licence_of(trained_on: Mapping[str, Any]) -> str:
+    """The licence or terms of the training data, for a model card."""
+    return trained_on.get("licence") or "not stated; find out before giving the model or its samples away"
+
+
 def write_model_card(
     run: Path, training: TrainingConfig, trained_on: Mapping[str, Any], asked_for: str, warnings: Sequence[str]
 ) -> Checkpoint:
@@ -85,7 +90,6 @@ def write_model_card(
         if best
         else "no step was compared with validation patients"
     )
-    licence = trained_on.get("licence") or "not stated; find out before giving the model or its samples away"
     warnings = warnings if trained_on.get("patients_known", True) else [NOT_KNOWN, *warnings]
     settings = {k: v for k, v in asdict(training).items() if k not in MAY_CHANGE}
     card = f"""# Model card
@@ -95,7 +99,7 @@ A WGAN-GP (Gulrajani et al. 2017) that draws CT patches of lesions. Its images a
 - model: SHA-256 {checkpoint.model_hash}, step {checkpoint.step}; {chosen}
 - trained on: {patches};
   {" x ".join(map(str, trained_on["shape"]))} pixels, spacing {trained_on["spacing_mm"] or "unknown"} mm, window {low:g} to {high:g} {trained_on["unit"]}{content}
-- licence or terms of the data: {licence}
+- licence or terms of the data: {licence_of(trained_on)}
 - can be asked for: {asked_for or "nothing; it draws all classes as one"}
 - training: {", ".join(f"{name} {value}" for name, value in settings.items())}
 {"".join(f"- warning: {line}" + chr(10) for line in warnings)}- privacy: {private["sentence"] + NOT_COVERED if private else NO_GUARANTEE}

@@ -35,6 +35,11 @@ class Model:
     guarantee: str | None = None
     critic: Critic | None = None
 
+    @property
+    def privacy(self) -> str:
+        """The guarantee, or that there is none."""
+        return self.guarantee or "no guarantee: trained without differential privacy"
+
 
 def load_model(
     run: Path,

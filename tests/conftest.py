@@ -6,10 +6,11 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch load: on arrays this small, threads cost more than they bring
 
-import importlib
+import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,16 @@ from data.command import run_command
 from data.dicom_writing import Subject, write_series
 
 ROOT = Path(__file__).parent.parent
+
+
+def benchmark(name: str) -> Iterator[ModuleType]:
+    """benchmarks/NAME.py as a module, from its file: another package of that name may be installed. For a fixture."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
 
 
 class Result(NamedTuple):

@@ -1,7 +1,6 @@
 """The MNIST benchmark: its IDX reader against hand-written bytes, its judges, and the whole of it on a few made images."""
 
 import gzip
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import benchmark
 
 from data.command import run_command
 from evaluate.distances import frechet_distance
@@ -22,13 +22,7 @@ HEADER = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3])
 
 @pytest.fixture(scope="module")
 def mnist():
-    file = Path(__file__).resolve().parent.parent / "benchmarks" / "mnist.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_mnist", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    yield from benchmark("mnist")
 
 
 def idx(values: np.ndarray) -> bytes:

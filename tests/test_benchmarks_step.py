@@ -1,25 +1,17 @@
 """The step benchmark compares what is equal, counts what is spent, and refuses to time what differs. It times nothing here."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import benchmark
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
 @pytest.fixture(scope="module")
 def step():
-    file = Path(__file__).resolve().parent.parent / "benchmarks" / "step.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_step", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    yield from benchmark("step")
 
 
 class MultiplyAdds(TorchDispatchMode):
