@@ -34,13 +34,21 @@ def clipped_sum(
     can come out a thousandth too small.
     """
     wanted = [p for p in critic.parameters() if p.requires_grad]
-    sums = [torch.zeros_like(p, dtype=torch.float64) for p in wanted]
+    total = torch.zeros(sum(p.numel() for p in wanted), dtype=torch.float64, device=real.device)
+    one = torch.empty_like(total)
+    gradient = _views(one, wanted)
     if len(real):
         for found in patient_gradients(critic, real, synthetic, mix, there, penalty_weight, condition):
-            gradients = [found[p] for p in wanted]
-            if scale := _scale(torch.stack(torch._foreach_norm(gradients, dtype=torch.float64)).norm().item(), clip_norm):
-                torch._foreach_add_(sums, gradients, alpha=scale)
-    return dict(zip(wanted, sums, strict=True))
+            torch._foreach_copy_(gradient, [found[p] for p in wanted])
+            if scale := _scale(one.norm().item(), clip_norm):
+                total.add_(one, alpha=scale)
+    return dict(zip(wanted, _views(total, wanted), strict=True))
+
+
+def _views(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The parts of a vector, one after the other, that have the shape of each parameter and its order in memory."""
+    parts = flat.split([p.numel() for p in parameters])
+    return [part.as_strided(p.shape, p.stride(), part.storage_offset()) for part, p in zip(parts, parameters, strict=True)]
 
 
 def _scale(norm: float, clip_norm: float) -> float:

@@ -9,7 +9,7 @@ the linear rows v take afterwards. A layer's weight gradient is then one product
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -82,9 +82,9 @@ class Tape:
         found: dict[nn.Parameter, Tensor] = {}
         for layer, x in self.inputs.items():
             delta = self.deltas[layer]
-            if layer.weight.requires_grad:
+            if _wants(layer.weight):
                 found[layer.weight] = layer.weight_gradient(x, delta).to(layer.weight.dtype)
-            if layer.bias is not None and layer.bias.requires_grad:
+            if _wants(layer.bias):
                 found[layer.bias] = delta[: self.ordinary].sum([0, *range(2, delta.ndim)], dtype=layer.bias.dtype)
         return found
 
@@ -95,21 +95,24 @@ class Tape:
         The real rows, the synthetic and the linear ones each go patient by patient, as many of one as of another.
         """
 
-        def by_patient(rows: Tensor) -> Tensor:
-            """(rows, maps, ...) -> (patients, rows of each, maps, ...), still channels last in memory."""
-            kinds = rows.movedim(1, -1).tensor_split([self.ordinary // 2, self.ordinary])
-            return torch.cat([kind.reshape(patients, -1, *kind.shape[1:]) for kind in kinds], 1).movedim(-1, 2)
+        layers = [(layer, x.movedim(1, -1), self.deltas[layer].movedim(1, -1)) for layer, x in self.inputs.items()]  # as they lie in memory
+        rows = torch.arange(len(layers[0][1]), device=layers[0][1].device).tensor_split([self.ordinary // 2, self.ordinary])
+        biases = {
+            layer.bias: delta[: self.ordinary].flatten(1, -2).sum(1).view(2, patients, -1, delta.shape[-1]).sum([0, 2])
+            for layer, _, delta in layers
+            if _wants(layer.bias)
+        }
+        for n, own in enumerate(torch.cat([kind.view(patients, -1) for kind in rows], 1)):
+            found = {
+                layer.weight: layer.weight_gradient(x[own].movedim(-1, 1), delta[own].movedim(-1, 1))
+                for layer, x, delta in layers
+                if _wants(layer.weight)
+            }
+            yield found | {bias: each[n] for bias, each in biases.items()}
 
-        layers = [(layer, by_patient(x), by_patient(self.deltas[layer])) for layer, x in self.inputs.items()]
-        ordinary = self.ordinary // patients
-        for n in range(patients):
-            found: dict[nn.Parameter, Tensor] = {}
-            for layer, x, delta in layers:
-                if layer.weight.requires_grad:
-                    found[layer.weight] = layer.weight_gradient(x[n], delta[n])
-                if layer.bias is not None and layer.bias.requires_grad:
-                    found[layer.bias] = delta[n, :ordinary].sum([0, *range(2, delta.ndim - 1)])
-            yield found
+
+def _wants(parameter: nn.Parameter | None) -> TypeGuard[nn.Parameter]:
+    return parameter is not None and parameter.requires_grad
 
 
 class _Product(torch.autograd.Function):
