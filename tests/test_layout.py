@@ -1,6 +1,7 @@
 """The house rule: data, gan and evaluate never import one another; only the entry points compose them."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,5 @@ def test_help_teaches_without_loading_torch(command):
     assert done.returncode == 0, done.stderr
     assert "python" in done.stdout
     assert "Exit codes" in done.stdout
+    # an option whose text starts with its type has no text
+    assert not re.findall(r"^  --\S+(?: \S+)?\s+\(type: ", done.stdout, re.MULTILINE)
