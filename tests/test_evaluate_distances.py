@@ -1,15 +1,21 @@
-"""Distances against answers that follow from mathematics, and against plain loops."""
+"""Distances against answers that follow from mathematics, plain loops, and the packages that others use."""
+
+from math import erf, exp, gamma, pi, sqrt
 
 import numpy as np
 import pytest
+from conftest import benchmark
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from evaluate import distances
 from evaluate.distances import (
-    _cross_trace_by_features,
-    _cross_trace_by_samples,
+    _frechet_distance_by_samples,
+    energy_distance,
     frechet_distance,
+    frechet_distance_of_moments,
+    gaussian_mmd,
     kernel_distance,
     kernel_distance_over_subsets,
     precision_recall_density_coverage,
@@ -43,11 +49,22 @@ def test_two_point_sets_by_hand():
     assert frechet_distance(x, y) == pytest.approx(2 + 8)
 
 
-@pytest.mark.parametrize(("n1", "n2", "d"), [(40, 30, 6), (40, 5, 12), (9, 40, 12), (8, 8, 8)])
+def moments(x):
+    return x.mean(0), np.cov(x.T)
+
+
+@pytest.mark.parametrize(("n1", "n2", "d"), [(40, 30, 6), (40, 5, 12), (5, 40, 12), (9, 9, 12), (8, 8, 8)])
 def test_both_routes_agree(n1, n2, d):
     x, y = gaussian(1, n1, d), 2 * gaussian(2, n2, d) @ gaussian(3, d, d)
-    xc, yc = x - x.mean(0), y - y.mean(0)
-    assert _cross_trace_by_features(xc, yc) == pytest.approx(_cross_trace_by_samples(xc, yc), rel=1e-6)
+    assert frechet_distance_of_moments(*moments(x), *moments(y)) == pytest.approx(_frechet_distance_by_samples(x, y), rel=1e-6)
+
+
+def test_points_that_are_all_the_same_have_the_distance_of_points():
+    x = np.ones((9, 3))
+    assert frechet_distance(x, x + 2) == pytest.approx(12)
+    assert frechet_distance(x, gaussian(0, 9, 3)) == pytest.approx(
+        np.square(1 - gaussian(0, 9, 3).mean(0)).sum() + gaussian(0, 9, 3).var(0, ddof=1).sum()
+    )
 
 
 def test_matches_the_matrix_square_root_of_scipy():
@@ -77,31 +94,89 @@ def test_frechet_is_symmetric_and_never_negative(x, y):
 @given(SETS, SETS, st.integers(0, 2**31))
 def test_distances_do_not_depend_on_the_order_of_samples(x, y, seed):
     shuffled = np.random.default_rng(seed).permutation(x)
-    for distance in (frechet_distance, kernel_distance):
+    for distance in (frechet_distance, kernel_distance, energy_distance, lambda x, y: gaussian_mmd(x, y, 50.0)):
         scale = 1 + distance(x, -x) + distance(x, y)
         assert distance(shuffled, y) == pytest.approx(distance(x, y), abs=1e-6 * abs(scale))
     first, second = (sliced_wasserstein(one, y, np.random.default_rng(0), 8) for one in (x, shuffled))
     assert first == pytest.approx(second, abs=1e-9)
 
 
-def test_kernel_distance_equals_the_plain_double_loop():
+def plain_loop(x, y, pair):
+    """E pair(x, x') + E pair(y, y') - 2 E pair(x, y) over pairs of different samples."""
+    within = [np.mean([pair(a, b) for i, a in enumerate(one) for j, b in enumerate(one) if i != j]) for one in (x, y)]
+    return sum(within) - 2 * np.mean([pair(a, b) for a in x for b in y])
+
+
+@pytest.mark.parametrize("block", [1, 2, 4, 1024])
+def test_distances_of_pairs_equal_the_plain_double_loop(block, monkeypatch):
+    monkeypatch.setattr(distances, "BLOCK", block)
     x, y = gaussian(0, 7, 3), gaussian(1, 5, 3) + 1
-
-    def k(a, b):
-        return (a @ b / 3 + 1) ** 3
-
-    within = [np.mean([k(a, b) for i, a in enumerate(one) for j, b in enumerate(one) if i != j]) for one in (x, y)]
-    expected = sum(within) - 2 * np.mean([k(a, b) for a in x for b in y])
-    assert kernel_distance(x, y) == pytest.approx(expected)
+    assert kernel_distance(x, y) == pytest.approx(plain_loop(x, y, lambda a, b: (a @ b / 3 + 1) ** 3))
+    assert energy_distance(x, y) == pytest.approx(plain_loop(x, y, lambda a, b: -np.linalg.norm(a - b)))
+    assert gaussian_mmd(x, y, 1.7) == pytest.approx(plain_loop(x, y, lambda a, b: np.exp(-np.square(a - b).sum() / (2 * 1.7**2))))
 
 
-def test_kernel_distance_is_zero_on_average_for_equal_distributions():
-    values = [kernel_distance(gaussian(2 * s, 30, 4), gaussian(2 * s + 1, 20, 4)) for s in range(300)]
+UNBIASED = pytest.mark.parametrize("distance", [kernel_distance, energy_distance, lambda x, y: gaussian_mmd(x, y, 2.0)])
+
+
+@UNBIASED
+def test_unbiased_distances_are_zero_on_average_for_equal_distributions(distance):
+    values = [distance(gaussian(2 * s, 30, 4), gaussian(2 * s + 1, 20, 4)) for s in range(300)]
     error = np.std(values) / np.sqrt(len(values))
     assert abs(np.mean(values)) < 3 * error
     assert min(values) < 0  # unbiased: it must fall on both sides
-    shifted = [kernel_distance(gaussian(2 * s, 30, 4), gaussian(2 * s + 1, 20, 4) + 0.5) for s in range(50)]
+    shifted = [distance(gaussian(2 * s, 30, 4), gaussian(2 * s + 1, 20, 4) + 0.5) for s in range(50)]
     assert np.mean(shifted) > 10 * error
+
+
+def test_two_point_masses():
+    x, y = np.zeros((4, 3)), np.full((6, 3), 2.0)  # at a distance of sqrt(12)
+    assert energy_distance(x, y) == pytest.approx(2 * sqrt(12), abs=1e-6)
+    assert gaussian_mmd(x, y, 3.0) == pytest.approx(2 - 2 * exp(-12 / 18))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7, 3.0])
+def test_energy_distance_of_two_normal_distributions(shift):
+    # E|N(m, s^2)| = s sqrt(2/pi) exp(-m^2 / 2 s^2) + m erf(m / s sqrt 2); differences have s^2 = 2 and m = shift or 0.
+    expected = 4 / sqrt(pi) * (exp(-(shift**2) / 4) - 1) + 2 * shift * erf(shift / 2)
+    values = [energy_distance(gaussian(2 * s, 200, 1), gaussian(2 * s + 1, 100, 1) + shift) for s in range(60)]
+    assert abs(np.mean(values) - expected) < 3 * np.std(values) / sqrt(60)
+
+
+def test_energy_distance_of_normal_distributions_of_unequal_spread_in_five_dimensions():
+    # |N(0, s^2 I)| is s times a chi variable of 5 degrees of freedom, whose mean is sqrt 2 gamma(3) / gamma(5/2).
+    chi = sqrt(2) * gamma(3) / gamma(2.5)
+    expected = chi * (2 * sqrt(1 + 9) - sqrt(1 + 1) - sqrt(9 + 9))
+    values = [energy_distance(gaussian(2 * s, 200, 5), 3 * gaussian(2 * s + 1, 150, 5)) for s in range(40)]
+    assert abs(np.mean(values) - expected) < 3 * np.std(values) / sqrt(40)
+
+
+def test_gaussian_mmd_of_two_normal_distributions():
+    # E exp(-|z|^2 / 2 b^2) with z ~ N(m, 2 I) in D dimensions is (b^2 / (b^2 + 2))^(D/2) exp(-|m|^2 / 2 (b^2 + 2)).
+    b, d, shift = 1.5, 3, np.array([1.0, -0.5, 0.2])
+    expected = 2 * (b**2 / (b**2 + 2)) ** (d / 2) * (1 - exp(-shift @ shift / (2 * (b**2 + 2))))
+    values = [gaussian_mmd(gaussian(2 * s, 150, d), gaussian(2 * s + 1, 100, d) + shift, b) for s in range(60)]
+    assert abs(np.mean(values) - expected) < 3 * np.std(values) / sqrt(60)
+
+
+def test_the_bandwidth_is_the_median_distance_of_the_real_set_alone(monkeypatch):
+    real, synthetic = gaussian(0, 41, 3) + 100, 30 * gaussian(1, 20, 3)
+    median = np.median([np.linalg.norm(a - b) for i, a in enumerate(real) for b in real[:i]])
+    assert gaussian_mmd(real, synthetic) == pytest.approx(gaussian_mmd(real, synthetic, median), rel=1e-9)
+    monkeypatch.setattr(distances, "MEDIAN_SAMPLES", 20)  # of 41, every third
+    median = np.median([np.linalg.norm(a - b) for i, a in enumerate(real[::3]) for b in real[::3][:i]])
+    assert gaussian_mmd(real, synthetic) == pytest.approx(gaussian_mmd(real, synthetic, median), rel=1e-9)
+    with pytest.raises(ValueError, match="equal"):
+        gaussian_mmd(np.repeat(real[:1], 9, axis=0), synthetic)
+
+
+def test_energy_distance_is_scipys_less_the_mean_distances_over_the_counts():
+    from scipy import stats
+
+    x, y = gaussian(0, 30, 1), 2 * gaussian(1, 20, 1) + 0.5
+    within = [np.abs(one - one.T).sum() / (len(one) * (len(one) - 1)) for one in (x, y)]
+    with_themselves = stats.energy_distance(x[:, 0], y[:, 0]) ** 2  # the V-statistic
+    assert energy_distance(x, y) == pytest.approx(with_themselves - within[0] / 30 - within[1] / 20)
 
 
 def test_kernel_distance_over_subsets_of_everything_is_the_distance():
@@ -125,7 +200,9 @@ def test_sliced_wasserstein_of_unequal_sizes_by_hand():
     assert sliced_wasserstein(x, y, np.random.default_rng(0)) == pytest.approx(np.sqrt(1 / 6 + 1 / 3))
 
 
-def test_coverage_equals_the_plain_loops():
+@pytest.mark.parametrize("block", [7, 1024])
+def test_coverage_equals_the_plain_loops(block, monkeypatch):
+    monkeypatch.setattr(distances, "BLOCK", block)
     real, synthetic, k = gaussian(0, 40, 3), gaussian(1, 30, 3) * 0.7 + 1, 3
 
     def radius(x, i):
@@ -140,6 +217,62 @@ def test_coverage_equals_the_plain_loops():
     assert got.coverage == pytest.approx(inside.any(1).mean())
     assert 0 < got.precision < 1
     assert 0 < got.recall < 1
+
+
+@pytest.fixture(scope="module")
+def peers():
+    yield from benchmark("distances")
+
+
+def imported(peers, module):
+    return peers.peer(module) if peers.find_spec(module.split(".")[0]) else pytest.skip(f"{module} is not installed")
+
+
+@pytest.mark.filterwarnings("ignore:The `disp` argument is deprecated:DeprecationWarning")
+def test_frechet_distance_equals_pytorch_fid(peers):
+    x, y = peers.features(300, 40)
+    expected = imported(peers, "pytorch_fid.fid_score").calculate_frechet_distance(*moments(x), *moments(y))
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert peers.pytorch_fid(peers.moments(x), peers.moments(y)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("samples", [30, 300])
+def test_frechet_distance_equals_torch_fidelity(peers, samples):
+    imported(peers, "torch_fidelity.metric_fid")
+    x, y = peers.features(samples, 40)
+    assert frechet_distance(x, y) == pytest.approx(peers.torch_fidelity(moments(x), moments(y))(), rel=1e-6)
+
+
+def test_kernel_distance_equals_torch_fidelity(peers):
+    imported(peers, "torch_fidelity.metric_kid")
+    x, y = peers.features(200, 40)
+    assert kernel_distance(x, y) == pytest.approx(peers.torch_fidelity_kernel(x, y)(), rel=1e-9)
+
+
+def test_gaussian_mmd_equals_torch_fidelity(peers):
+    metric = imported(peers, "torch_fidelity.metric_kid")
+    x, y = peers.features(60, 40)
+    assert gaussian_mmd(x, y, 1.3) == pytest.approx(metric.kernel_mmd(x, y, kid_kernel="rbf", kid_kernel_rbf_sigma=1.3), rel=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_coverage_equals_prdc(k, capsys):
+    theirs = pytest.importorskip("prdc")
+    real, synthetic = gaussian(0, 150, 6), 0.8 * gaussian(1, 110, 6) + 0.3
+    expected = theirs.compute_prdc(real, synthetic, nearest_k=k)
+    found = precision_recall_density_coverage(real, synthetic, k)
+    assert {name: getattr(found, name) for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert 0 < found.coverage < 1
+
+
+@pytest.mark.parametrize("n", [40, 60])
+def test_sliced_wasserstein_equals_pot(n):
+    ot = pytest.importorskip("ot")
+    x, y = gaussian(0, 40, 5), 2 * gaussian(1, n, 5) + 1
+    directions = np.random.default_rng(3).standard_normal((16, 5))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    expected = ot.sliced_wasserstein_distance(x, y, projections=directions.T, p=2)
+    assert sliced_wasserstein(x, y, np.random.default_rng(3), 16) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_far_sets_share_nothing_and_a_collapsed_set_covers_little():
@@ -169,7 +302,7 @@ def test_standardise_uses_the_reference_alone():
     ],
 )
 def test_refuses_what_has_no_distance(x, y, message):
-    for distance in (frechet_distance, kernel_distance, precision_recall_density_coverage):
+    for distance in (frechet_distance, kernel_distance, gaussian_mmd, energy_distance, precision_recall_density_coverage):
         with pytest.raises(ValueError, match=message):
             distance(x, y)
     with pytest.raises(ValueError, match="more than 5"):
