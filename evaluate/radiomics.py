@@ -2,6 +2,30 @@
 
 Patches are HU, (N, H, W) or (N, D, H, W), clipped to one window first. Every feature is computed
 for each patch on its own, so a feature depends neither on the other patches nor on a batch size.
+
+name                        unit      what it is, over the whole patch unless it says otherwise
+mean, sd                    HU        mean and standard deviation (over N voxels, not N - 1)
+skewness, kurtosis          1         third and fourth standardised moments; 3 is a Gaussian's kurtosis; an sd below 1 HU counts as 1
+entropy                     bits      Shannon entropy of the histogram: 32 equal bins over the window
+p05 p25 p50 p75 p95         HU        percentiles
+shell0_mean ... shell5_mean HU        mean in six rings (shells in 3-D) of equal width around the centre, up to the nearest border
+shell0_sd ... shell5_sd     HU        standard deviation in the same rings
+centre_less_rim             HU        mean of the innermost ring less that of the outermost
+gradient_mean, _sd, _p90    HU/mm     mean, spread and 90th percentile of the gradient's magnitude, by central differences
+local_sd_mean, _spread      HU        mean and spread of the standard deviation in every voxel's 3-voxel neighbourhood
+cooccurrence_contrast       levels^2  Haralick's features of neighbours one voxel apart: 16 gray levels over the window, both directions
+cooccurrence_homogeneity    1         along every axis in one matrix; the energy is the root of the sum of squares
+cooccurrence_energy         1
+cooccurrence_correlation    1
+band0_log_energy ... band5  log10     mean power in six bands of spatial frequency up to 0.5 cycles a voxel, under a Hann window:
+                                      log10(1 + power in HU^2)
+lesion_...                            the six of `attributes.py` (diameter_mm, mean_hu, sd_hu, roundness, sharpness_hu_per_mm,
+                                      texture_hu), of the central component; 0 where no lesion stands out
+
+Where these have a namesake, the tests hold them to it: SciPy's moments and entropy, NumPy's percentiles and gradient, scikit-image's
+graycomatrix and graycoprops. By pyradiomics' definitions its Mean, StandardDeviation, Skewness and Kurtosis are ours over the whole
+patch, its Contrast, Idm and Correlation are our contrast, homogeneity and correlation, and its JointEnergy is our energy squared; it
+takes diagonal neighbours too, and bins of equal width in HU.
 """
 
 from collections.abc import Sequence
@@ -23,11 +47,7 @@ FREQUENCY_BANDS = 6
 
 
 def radiomic_features(hu: NDArray, spacing_mm: Sequence[float], window: tuple[float, float]) -> Named:
-    """Named features of each patch, float64 (N,) each, all finite.
-
-    Intensities are in HU, gradients in HU/mm, band energies in log10 of HU squared. The shape of
-    the central component is 0 where no lesion stands out.
-    """
+    """Named features of each patch, float64 (N,) each, all finite; the table above says what they are."""
     values = np.clip(hu, *window).astype(np.float64)
     gray = (values - window[0]) / (window[1] - window[0])
     shape = lesion_attributes(hu, spacing_mm, window)
