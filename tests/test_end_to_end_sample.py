@@ -27,7 +27,8 @@ from data.files import new_folder
 from data.patches import Patch, PatchFolder, PatchSpec, PatchWriter
 from data.preprocess import to_unit
 from evaluate.attributes import lesion_attributes
-from evaluate.memorisation import closeness_to, distance_to_another_patient, near_copy_test
+from evaluate.memorisation import near_copy_test
+from evaluate.neighbours import closeness_to, distance_to_another_patient
 from gan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gan.conditions import Conditions
 from gan.drawing import Drawing
