@@ -63,7 +63,8 @@ from data.patches import PatchFolder, WindowedPatches
 from evaluate.attributes import lesion_attributes
 from evaluate.distances import frechet_distance, squared_distances, standardise
 from evaluate.features import radiomics
-from evaluate.memorisation import audit_memorisation, neighbours
+from evaluate.memorisation import audit_memorisation
+from evaluate.neighbours import neighbours
 from gan.checkpoint import Checkpoint
 from gan.conditions import Conditions, drawing_weights
 from gan.config import NetworkConfig, TrainingConfig

@@ -3,8 +3,23 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from evaluate.detector import ARMS, CLASSIC, REAL, SYNTHETIC, DetectorSet, augment_classic, run_detector, scores_of
+from evaluate import classic, detector
+from evaluate.classic import OPERATIONS, augment_classic, augment_policy
+from evaluate.detector import (
+    ARMS,
+    CLASSIC,
+    POLICY,
+    REAL,
+    SYNTHETIC,
+    SYNTHETIC_ONLY,
+    Arm,
+    DetectorSet,
+    ensembles,
+    run_detector,
+    scores_of,
+)
 from evaluate.scores import choose_threshold, summarise
 
 WINDOW = (-1000.0, 400.0)
@@ -21,32 +36,50 @@ def some_set(seed, patients, each=6, shape=(16, 16), visible=True):
     return DetectorSet(np.clip(hu, -1000, 400).astype(np.int16), lesion, np.repeat([f"s{seed}p{i}" for i in range(patients)], each))
 
 
-def aurocs(visible, shape=(16, 16), steps=60, seeds=1, arms=ARMS):
+def aurocs(visible, shape=(16, 16), steps=40, seeds=1, arms=ARMS):
     train, validation, test = (some_set(s, 16, shape=shape, visible=visible) for s in (1, 2, 3))
     synthetic = some_set(4, 6, shape=shape).hu[::2]
     runs = run_detector(train, validation, test, synthetic, WINDOW, steps=steps, seeds=seeds, arms=arms, batch=32)
-    return {arm: values["auroc"].mean for arm, values in summarise(scores_of(runs, test)).items()}
+    found = summarise(scores_of(runs, test))
+    return {arm: found[arm.name]["auroc"].mean for arm in arms}
 
 
 def test_learns_an_obvious_lesion_in_every_arm():
-    found = aurocs(visible=True)
-    assert tuple(found) == ARMS
-    assert min(found.values()) > 0.97
+    assert min(aurocs(visible=True, arms=ARMS).values()) > 0.97
 
 
 def test_learns_an_obvious_lesion_in_three_dimensions():
-    assert aurocs(visible=True, shape=(8, 10, 10), arms=(CLASSIC,))[CLASSIC] > 0.95
+    assert min(aurocs(visible=True, shape=(8, 10, 10), arms=(CLASSIC, POLICY)).values()) > 0.95
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 6, 6)])
+def test_a_larger_network_trains_too(shape):
+    train, test = some_set(1, 6, shape=shape), some_set(3, 6, shape=shape)
+    (run,) = run_detector(train, None, test, train.hu[:0], WINDOW, steps=4, seeds=1, arms=(CLASSIC,), batch=8, network="resnet10")
+    assert np.isfinite(run.scores).all()
+    assert sum(p.numel() for p in detector._network("resnet18", 2, 0, "cpu").parameters()) > 1e7
+
+
+def test_an_arm_without_real_lesions_learns_from_the_synthetic_ones_alone():
+    """Labels of the real lesions mean nothing here, those of the synthetic ones do."""
+    train, test = some_set(1, 16, visible=False), some_set(3, 16)
+    synthetic = some_set(4, 12).hu[::2]
+    found = [
+        run_detector(train, None, test, synthetic, WINDOW, steps=60, seeds=1, arms=(arm,), batch=32) for arm in (SYNTHETIC_ONLY, CLASSIC)
+    ]
+    only, classic = (summarise(scores_of(runs, test))[runs[0].arm]["auroc"].mean for runs in found)
+    assert only > 0.97 > classic
 
 
 def test_the_threshold_comes_from_validation_patients_alone():
     train, validation, test = (some_set(s, 8) for s in (1, 2, 3))
     options = {"steps": 20, "seeds": 1, "arms": (CLASSIC,), "batch": 16}
-    (run,) = run_detector(train, validation, test, train.hu[:4], WINDOW, **options)
+    (run,) = run_detector(train, validation, test, train.hu[:6], WINDOW, **options)
     other = some_set(9, 8, visible=False)
-    (again,) = run_detector(train, validation, other, train.hu[:4], WINDOW, **options)
+    (again,) = run_detector(train, validation, other, train.hu[:6], WINDOW, **options)
     assert run.threshold == again.threshold
     assert (run.scores != again.scores).any()
-    (scored,) = run_detector(train, None, validation, train.hu[:4], WINDOW, **options)
+    (scored,) = run_detector(train, None, validation, train.hu[:6], WINDOW, **options)
     assert run.threshold == choose_threshold(scored.scores, validation.lesion)
     assert (run.threshold_from, scored.threshold) == ("validation patients", 0.0)
 
@@ -60,24 +93,149 @@ def test_a_run_repeats_exactly_and_leaves_the_global_generator_alone():
     train, test = some_set(1, 4), some_set(3, 4)
     before = torch.random.get_rng_state()
     first, second = (
-        run_detector(train, None, test, train.hu[:4], WINDOW, steps=10, seeds=2, arms=(REAL, SYNTHETIC), batch=8) for _ in range(2)
+        run_detector(train, None, test, train.hu[:6], WINDOW, steps=10, seeds=2, arms=(REAL, SYNTHETIC), batch=8) for _ in range(2)
     )
     assert torch.equal(before, torch.random.get_rng_state())
     for a, b in zip(first, second, strict=True):
         assert (a.scores == b.scores).all()
     by_run = {(run.arm, run.seed): run.scores for run in first}
-    assert (by_run[REAL, 0] != by_run[REAL, 1]).any()
-    assert (by_run[REAL, 0] != by_run[SYNTHETIC, 0]).any()
+    assert (by_run[REAL.name, 0] != by_run[REAL.name, 1]).any()
+    assert (by_run[REAL.name, 0] != by_run[SYNTHETIC.name, 0]).any()
 
 
-def test_arms_start_from_the_same_weights_and_progress_is_told():
+def test_progress_is_told_and_says_what_is_left():
     told = []
     train, test = some_set(1, 4), some_set(3, 4)
-    runs = run_detector(
-        train, None, test, train.hu[:4], WINDOW, steps=10, seeds=1, batch=8, progress=lambda arm, seed: told.append((arm, seed))
-    )
-    assert told == [(arm, 0) for arm in ARMS]
+    runs = run_detector(train, None, test, train.hu[:6], WINDOW, steps=10, seeds=2, batch=8, progress=told.append)
+    begins = list(dict.fromkeys((one.number, one.arm, one.seed) for one in told))
+    assert begins == [(n + 1, arm.name, seed) for n, (seed, arm) in enumerate((s, a) for s in (0, 1) for a in ARMS)]
+    assert all(one.total == 8 and one.kept == 0 for one in told)
+    assert told[0].seconds_left is None
+    assert all(one.seconds_left > 0 for one in told[1:])
     assert all(run.threshold == 0 and "no validation" in run.threshold_from for run in runs)
+
+
+def batches(monkeypatch, arm, train, synthetic, **options):
+    """What the network is shown in training, step by step."""
+    shown = []
+
+    class Watch(torch.nn.Linear):
+        def forward(self, x):
+            if self.training:
+                shown.append(x.flatten(1).clone())
+            return super().forward(x.flatten(1))
+
+    monkeypatch.setattr(detector, "_network", lambda name, dimensions, seed, device: Watch(train.hu[0].size, 1))
+    options = {"steps": 20, "seeds": 1, "batch": 16} | options
+    run_detector(train, None, some_set(3, 4), synthetic, WINDOW, arms=(arm,), **options)
+    return torch.stack(shown)
+
+
+def test_arms_differ_only_in_the_lesions_that_are_replaced(monkeypatch):
+    """Half of each batch are lesions; larger shares replace more of the same ones; lesion-free patches are the same and real in every arm."""
+    train, synthetic = some_set(1, 8), np.full((6, 16, 16), 400, np.int16)
+    plain, quarter, half, alone = (
+        batches(monkeypatch, Arm("x", "none", share), train, synthetic[:count])
+        for share, count in ((0, 0), (0.25, 5), (0.5, 6), (1, 6))
+    )  # fmt: skip
+    for shown, replaced in ((plain, 0), (quarter, 2), (half, 4), (alone, 8)):
+        assert (shown[:, :replaced] == 1).all()
+        assert torch.equal(shown[:, replaced:], plain[:, replaced:])
+        assert (shown[:, 8:] < 0.9).all()
+    classic, policy = (batches(monkeypatch, arm, train, synthetic) for arm in (CLASSIC, POLICY))
+    unchanged = (classic == policy).all(2).float().mean().item()
+    assert unchanged == pytest.approx(1 / len(OPERATIONS), abs=0.06)
+
+
+def test_balanced_by_class_draws_a_rare_class_as_often_as_the_others(monkeypatch):
+    train, synthetic = some_set(1, 20), np.full((10, 16, 16), 400, np.int16)
+    hu, labels = train.hu.copy(), np.where(train.lesion, "solid", "none").astype("<U5")
+    rare = np.flatnonzero(train.lesion)[:3]
+    hu[rare], labels[rare] = 300, "rare"
+    marked = DetectorSet(hu, train.lesion, train.patients, labels)
+    share = {
+        balance: (batches(monkeypatch, REAL, marked, synthetic, balance=balance, steps=100)[:, :8] > 0.8).all(2).float().mean().item()
+        for balance in ("natural", "classes")
+    }
+    assert share["natural"] == pytest.approx(3 / 60, abs=0.03)
+    assert share["classes"] == pytest.approx(1 / 2, abs=0.08)
+    synthetic[1:] = 350
+    drawn = batches(
+        monkeypatch,
+        Arm("x", "none", 1.0),
+        marked,
+        synthetic,
+        balance="classes",
+        synthetic_labels=np.array(["rare"] + ["solid"] * 9),
+        steps=100,
+    )
+    assert (drawn[:, :8] == 1).all(2).float().mean().item() == pytest.approx(1 / 2, abs=0.08)
+
+
+def equal_runs(one, other):
+    return [(a.arm, a.seed, a.threshold, a.scores.tobytes()) for a in one] == [
+        (b.arm, b.seed, b.threshold, b.scores.tobytes()) for b in other
+    ]
+
+
+def test_a_killed_run_goes_on_where_it_was_and_gives_the_same_bytes(tmp_path):
+    train, validation, test = (some_set(s, 6) for s in (1, 2, 3))
+    given = (train, validation, test, some_set(4, 2).hu, WINDOW)
+    options = {"steps": 10, "seeds": 2, "batch": 8, "arms": (REAL, CLASSIC, SYNTHETIC)}
+    whole = run_detector(*given, **options)
+
+    def killed(training):
+        if training.number == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_detector(*given, **options, keep=tmp_path / "kept", progress=killed)
+    assert len(list((tmp_path / "kept").iterdir())) == 4
+    told = []
+    assert equal_runs(whole, run_detector(*given, **options, keep=tmp_path / "kept", progress=told.append))
+    assert [(one.number, one.kept) for one in told] == [(5, 4), (6, 4)]
+    told.clear()
+    assert equal_runs(whole, run_detector(*given, **options, keep=tmp_path / "kept", progress=told.append))
+    assert told == []
+
+
+def test_what_is_kept_serves_only_what_it_was_trained_for(tmp_path):
+    train, validation, test = (some_set(s, 6) for s in (1, 2, 3))
+    synthetic, changed = some_set(4, 2).hu, train.hu.copy()
+    changed[0, 0, 0] += 1
+    options = {"steps": 10, "seeds": 1, "batch": 8, "arms": (CLASSIC, SYNTHETIC), "keep": tmp_path}
+
+    def trained(*sets, **changes):
+        told = []
+        run_detector(*sets, WINDOW, **(options | changes), progress=told.append)
+        return [one.arm for one in told]
+
+    both = [CLASSIC.name, SYNTHETIC.name]
+    assert trained(train, validation, test, synthetic) == both
+    assert trained(train, validation, test, synthetic) == []
+    assert trained(train, validation, test, synthetic + 1) == [SYNTHETIC.name]
+    assert trained(train, validation, test, synthetic, specificity=0.9) == []
+    assert trained(train, validation, test, synthetic, arms=(CLASSIC, Arm("more", "classic", 0.5))) == ["more"]
+    assert trained(train, validation, test, synthetic, seeds=2) == both
+    for change in ({"steps": 11}, {"batch": 10}, {"balance": "classes"}):
+        assert trained(train, validation, test, synthetic, **change) == both
+    assert trained(DetectorSet(changed, train.lesion, train.patients), validation, test, synthetic) == both
+    assert trained(train, None, test, synthetic) == both
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-100])
+    assert trained(train, validation, test, synthetic) == both  # damaged ones are replaced
+    assert trained(train, validation, test, synthetic) == []
+
+
+def test_an_ensemble_is_the_mean_of_its_seeds_with_a_threshold_of_its_own():
+    train, validation, test = (some_set(s, 6) for s in (1, 2, 3))
+    runs = run_detector(train, validation, test, train.hu[:6], WINDOW, steps=10, seeds=3, batch=8, arms=(CLASSIC, SYNTHETIC))
+    found = ensembles(runs, validation, 0.8)
+    assert [one.arm for one in found] == ["ensemble of real+classic", "ensemble of real+classic+synthetic"]
+    mine = [run for run in runs if run.arm == CLASSIC.name]
+    np.testing.assert_allclose(found[0].scores, sum(run.scores for run in mine) / 3)
+    together = sum(run.validation_scores for run in mine) / 3
+    assert found[0].threshold == pytest.approx(choose_threshold(together, validation.lesion, 0.8))
 
 
 @pytest.mark.parametrize("shape", [(9, 9), (6, 8), (5, 6, 6)])
@@ -102,6 +260,56 @@ def test_quarter_turns_happen_only_between_equal_sides():
     assert still_rows < 0.05 < turned
 
 
+@pytest.mark.parametrize("shape", [(12, 12), (9, 14), (3, 12, 12), (10, 10, 10)])
+def test_a_policy_changes_each_patch_by_one_operation_within_the_window(shape):
+    rng = np.random.default_rng(0)
+    patches = torch.from_numpy(rng.uniform(-1, 1, (220, *shape)).astype(np.float32))
+    before = patches.clone()
+    changed = augment_policy(patches, np.random.default_rng(1))
+    assert torch.equal(patches, before)
+    assert torch.equal(changed, augment_policy(patches, np.random.default_rng(1)))
+    assert changed.shape == patches.shape
+    assert changed.abs().max() <= 1
+    same = (changed == patches).flatten(1).all(1).float().mean().item()
+    assert same == pytest.approx(1 / len(OPERATIONS), abs=0.05)
+
+
+def test_a_policy_leaves_what_has_no_structure_in_place():
+    """Of a constant patch only offset, gamma and noise can change anything."""
+    changed = augment_policy(torch.full((400, 8, 8), 0.25), np.random.default_rng(0))
+    still = ((changed - 0.25).abs().flatten(1).amax(1) < 1e-5).float().mean().item()
+    assert still == pytest.approx(1 - 3 / len(OPERATIONS), abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("operation", "strength", "expected"),
+    [
+        ("move", 5 / 0.2 / 10, lambda x: x.roll(-5, 1)),  # five voxels of ten, along the axis that place 0 names
+        ("none", 0.0, lambda x: x),
+    ],
+)
+def test_warping_reads_where_it_is_told_to(operation, strength, expected):
+    x = torch.rand(1, 10, 10)
+    matrices = classic._matrices(operation, x.shape[1:], np.array([strength]), np.array([[0.0, 0.0]]))
+    inside = slice(0, 5) if operation == "move" else slice(None)
+    torch.testing.assert_close(classic._warp(x, matrices)[:, inside], expected(x)[:, inside], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(11, 11), (5, 11, 11)])
+def test_turning_by_a_right_angle_is_a_quarter_turn(shape):
+    """The turn is a rigid one: three times its strongest, 90 degrees, is exact; blurring is SciPy's."""
+    x = torch.rand(2, *shape)
+    matrices = classic._matrices("turn", x.shape[1:], np.full(2, 3.0), np.array([[0.0, 0.0], [0.0, 0.9]]))
+    warped = classic._warp(x, matrices)
+    for one, turns in ((0, 1), (1, -1)):
+        rotated = torch.rot90(x[one], turns, (-2, -1))
+        torch.testing.assert_close(warped[one], rotated, rtol=0, atol=1e-4)
+    blurred = classic._blurred(x, torch.tensor([0.5, 0.9]).view(2, *[1] * len(shape)))
+    for one, sigma in ((0, 0.5), (1, 0.9)):
+        by_scipy = gaussian_filter(x[one].double().numpy(), sigma, mode="nearest", radius=3)
+        np.testing.assert_allclose(blurred[one].numpy(), by_scipy, atol=1e-5)
+
+
 def test_says_what_is_missing():
     train, test = some_set(1, 4), some_set(3, 4)
     only_lesions = DetectorSet(train.hu[train.lesion], train.lesion[train.lesion], train.patients[train.lesion])
@@ -112,3 +320,7 @@ def test_says_what_is_missing():
         run_detector(train, None, one_patient, train.hu, WINDOW)
     with pytest.raises(ValueError, match="split by patient"):
         run_detector(train, None, train, train.hu, WINDOW)
+    with pytest.raises(ValueError, match="training and the validation set"):
+        run_detector(train, train, test, train.hu, WINDOW)
+    with pytest.raises(ValueError, match="5 synthetic lesions, got 2"):
+        run_detector(train, None, test, train.hu[:2], WINDOW)
