@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.command import command_parser, parse, run_command, stages
-from evaluate import privacy_command
+from evaluate import compare_command, encoder_command, privacy_command
 from evaluate.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from data.patches import PatchFolder
     from data.quality import Rows
     from evaluate.cohort import Cohort, PatchSet
-    from evaluate.features import Extractor
     from evaluate.privacy_report import PrivacyReport
     from gan.canaries import Canaries
     from gan.conditions import Conditions
@@ -31,43 +30,73 @@ DESCRIPTION = """Judge synthetic lesion patches: how good, how new, how useful.
   python -m evaluate patches synthetic --out report
   python -m evaluate patches synthetic --out quick --detector.run false
   python -m evaluate patches synthetic --out full --detector.seeds 5 --inception-weights weights-inception-2015-12-05-6726825d.pth
+  python -m evaluate patches synthetic --out two --encoder encoder.safetensors --cache-root cache      two families of features
+  python -m evaluate patches synthetic --out gate --fail-if 'memorisation.copies > 0' --fail-if 'verdict.quality == bad'
+  python -m evaluate compare --help       several reports side by side
+  python -m evaluate encoder --help       train features of one's own on the training patients
   python -m evaluate privacy --help       attack a run: does it keep what differential privacy promises?
 
 REAL is a patch folder of `python -m data prepare`, SYNTHETIC one of `python sample.py`. Quality is judged against the patients
 of REAL's test split, whom the generator never saw; copies are looked for among its training patients. In the folder --out:
-  report.html   to read: pictures, distances with floor and interval, attributes, suspected copies, detector
+  report.html   to read: four verdicts (quality, memorisation, usefulness, privacy) with evidence and doubt; pictures, distances, copies, detector
+  report.md     verdicts and figures, for a ticket
   report.json   the same numbers; frechet_inception_distance and its kin only with Inception weights
 The page shows patches of real patients; --show_real false leaves them out.
 
-Exit codes: 0 done, 2 bad input, 130 or 143 interrupted, nothing left behind."""
+Interrupted, the same command goes on where it stopped. Exit codes: 0 done, 1 a --fail-if holds, 2 bad input, 130 or 143 interrupted."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reads the command line and both folders, evaluates, writes the report; or what `privacy` does."""
-    if list(arguments[:1]) == ["privacy"]:
-        return privacy(arguments[1:])
+    """Reads the command line and both folders, evaluates, writes the report; or what `compare`, `encoder` or `privacy` does."""
+    others = {"privacy": privacy, "compare": compare, "encoder": encoder}
+    if arguments and arguments[0] in others:
+        return others[arguments[0]](arguments[1:])
     parser = command_parser("python -m evaluate", DESCRIPTION)
     parser.add_argument("real", type=str, help="patch folder of real patients")
     parser.add_argument("synthetic", type=str, help="patch folder of synthetic patches")
     parser.add_argument("--out", type=str, required=True, help="folder to make")
     parser.add_argument("--json", action="store_true", help="print report.json instead of the summary")
     parser.add_argument(
+        "--fail-if",
+        type=str,
+        action="append",
+        help="exit with 1 where this holds, such as 'detector.delta.recall < 0', 'memorisation.copies > 0' or 'verdict.quality == bad'; may be repeated",
+    )
+    parser.add_argument(
         "--inception-weights",
+        "--feature-extractor-weights-path",
         type=str | None,
         default=None,
         help="file with torch-fidelity's Inception weights; without it torch hub's cache is looked at, and nothing is downloaded",
     )
-    parser.add_class_arguments(EvaluateConfig, as_group=False, skip={"inception_weights"})
+    parser.add_argument(
+        "--torchscript",
+        type=str,
+        action="append",
+        default=[],
+        help="TorchScript file whose output is a feature vector; may be repeated. It is a program: only from a source you trust",
+    )
+    parser.add_argument(
+        "--cache-root",
+        type=str | None,
+        default=None,
+        help="folder that keeps features by content, so that the next report need not compute them again",
+    )
+    parser.add_class_arguments(EvaluateConfig, as_group=False, skip={"inception_weights", "torchscript", "cache_root"})
     parser.add_argument("--config", action="config", help="YAML file with these options")
     options = parse(parser, arguments)
     config = EvaluateConfig(**{field.name: options[field.name] for field in fields(EvaluateConfig)})
 
-    from data.files import new_folder
+    from data.files import resumable_folder
     from data.patches import PatchFolder
     from evaluate.audit import audit
+    from evaluate.families import families
+    from evaluate.key_figures import Gate, key_figures
     from evaluate.page import to_html
-    from evaluate.report import to_json
-    from evaluate.summary import summary_of
+    from evaluate.report_text import in_lines, to_json, to_markdown
+    from evaluate.verdict import verdicts_of
+
+    gates = [Gate.parse(text) for text in options.fail_if or ()]
 
     real, synthetic = PatchFolder.open(options.real), PatchFolder.open(options.synthetic)
     for folder in (real, synthetic):
@@ -82,20 +111,25 @@ def main(arguments: Sequence[str]) -> int:
 
         if not torch.cuda.is_available():
             raise ValueError("device is cuda, but no GPU is visible; use cpu")
-    extractors, missing = _extractors(cohort, config)
-    with new_folder(options.out) as out, stages() as tell:
-        report, pictures = audit(cohort, extractors, config, (*notes, *missing), tell)
+    extractors, missing = families(cohort.compared, config, lambda line: print(f"warning: {line}", file=sys.stderr))
+    with resumable_folder(options.out) as (out, parts), stages() as tell:
+        report, pictures = audit(cohort, extractors, config, (*notes, *missing), tell, parts, privacy=str(drawn.get("privacy", "")))
         tell("writing the report")
         text = json.dumps(to_json(report), indent=1, allow_nan=False)
         (out / "report.json").write_text(text + "\n", encoding="utf-8")
         (out / "report.html").write_text(to_html(report, pictures, config.show_real), encoding="utf-8")
+        (out / "report.md").write_text(to_markdown(report), encoding="utf-8")
     if options.json:
         print(text)
-        return 0
-    for sentence in (*summary_of(report), *(f"Note: {note}" for note in report.notes)):
-        print(f"- {sentence}")
-    print(f"\n{options.out}/report.json\n{options.out}/report.html")
-    return 0
+    else:
+        for line in (*in_lines(report), *(f"\nNote: {note}" for note in report.notes)):
+            print(line)
+        print(f"\n{options.out}/report.html\n{options.out}/report.json\n{options.out}/report.md")
+    levels: dict[str, str] = {one.part: one.level for one in verdicts_of(report)}
+    failed = [why for gate in gates if (why := gate.fails(key_figures(report), levels))]
+    for why in failed:
+        print(f"failed: {why}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _manifest(synthetic: PatchFolder) -> dict[str, Any]:
@@ -211,18 +245,52 @@ def _patches(folder: PatchFolder, rows: Rows, split: str, classes: Sequence[str]
     return PatchSet(folder.hu(rows.index[chosen]), rows.id[chosen], rows.label[chosen], rows.patient[chosen])
 
 
-def _extractors(cohort: Cohort, config: EvaluateConfig) -> tuple[list[Extractor], tuple[str, ...]]:
-    """Radiomics always; Inception where its weights are, or a note that they are not."""
-    from evaluate.features import inception, radiomics
+def encoder(arguments: Sequence[str]) -> int:
+    """Reads a patch folder and trains an encoder on its training patients."""
+    parser = command_parser("python -m evaluate encoder", encoder_command.DESCRIPTION)
+    encoder_command.add_arguments(parser)
+    options = parse(parser, arguments)
+    encoder_command.check(options)
 
-    compared = cohort.compared
-    found = [radiomics(compared.spacing_mm or (1.0,) * len(compared.shape), compared.window)]
-    try:
-        return [*found, inception(config.inception_weights, compared.window, config.device)], ()
-    except FileNotFoundError:
-        if config.inception_weights is not None:
-            raise  # a file that was asked for must be there
-        return found, ("No Inception weights were given or found in torch hub's cache, so there is no FID.",)
+    from data.patches import PatchFolder
+    from data.quality import scanned_rows
+
+    folder = PatchFolder.open(options.patches)
+    folder.verify()
+    rows = scanned_rows(folder)
+    mine = rows.split == "train"
+    patches = encoder_command.TrainingPatches(
+        folder.hu(rows.index[mine]), rows.patient[mine].tolist(), folder.spacing_mm, folder.window, folder.unit, folder.content_hash
+    )
+    print(encoder_command.run(options, patches, _progress_lines()))
+    return 0
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Reads several reports and puts them side by side."""
+    parser = command_parser("python -m evaluate compare", compare_command.DESCRIPTION)
+    compare_command.add_arguments(parser)
+    options = parse(parser, arguments)
+
+    from data.files import new_folder
+    from evaluate.side_by_side import check_comparable, in_words, read_report, to_markdown, to_table, to_text
+
+    names = options.names.split(",") if options.names else [None] * len(options.reports)
+    if len(names) != len(options.reports):
+        raise ValueError(f"--names has {len(names)} names for {len(options.reports)} reports")
+    reports = [read_report(path, name) for path, name in zip(options.reports, names, strict=True)]
+    sentences = [*check_comparable(reports), *in_words(reports)]
+    table = to_table(reports)
+    print(to_text(table))
+    print("\n" + "\n".join(f"- {sentence}" for sentence in sentences))
+    if options.out:
+        from evaluate.page import comparison_page
+
+        with new_folder(options.out) as out:
+            (out / "comparison.html").write_text(comparison_page(reports, sentences), encoding="utf-8")
+            (out / "comparison.md").write_text(to_markdown(table, sentences), encoding="utf-8")
+        print(f"\n{options.out}/comparison.html\n{options.out}/comparison.md")
+    return 0
 
 
 def privacy(arguments: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ spacing_mm is along each axis of a patch. The same code measures real and synthe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -153,6 +153,64 @@ def compare_attributes(
     ]
 
 
+@dataclass(frozen=True)
+class ClassTest:
+    """How often each lesion class occurs, (class, real patches, synthetic patches), and whether the shares differ.
+
+    chi_square: over every patch; p_value: of one patch per patient, p_holm: corrected together with
+    the attributes. Both are None where `reason` says why there is no test.
+    """
+
+    counts: tuple[tuple[str, int, int], ...]
+    chi_square: float | None
+    degrees: int
+    p_value: float | None
+    p_holm: float | None
+    reason: str = ""
+
+
+def compare_classes(
+    real: NDArray[np.str_],
+    synthetic: NDArray[np.str_],
+    patients: Patients,
+    rng: np.random.Generator,
+    draws: int = 21,
+) -> ClassTest:
+    """Pearson's chi-square test that real and synthetic patches, by their labels, have the classes equally often.
+
+    As in `compare_attributes`, the p-value takes one random real patch per patient and is the median
+    over `draws` such choices. There is none where an expected count is below 1, or more than a fifth
+    of them are below 5 (Cochran 1954), or where the sets share no class: then the generator was not
+    told them. A difference need not be a fault: whoever draws samples by class chooses their shares.
+    """
+    classes = np.unique(np.concatenate([real, synthetic]))
+    table = _class_table(real, synthetic, classes)
+    counts = tuple(zip(classes.tolist(), *table.tolist(), strict=True))
+    reason = "no class is in both sets" if not table.min(0).any() else "there is one class" if len(classes) == 1 else ""
+    if reason:
+        return ClassTest(counts, None, len(classes) - 1, None, None, reason)
+    p_values = []
+    for _ in range(draws):
+        found = stats.chi2_contingency(_class_table(real[_one_per_patient(len(real), patients, rng)], synthetic, classes), correction=False)
+        expected = found.expected_freq
+        if expected.min() >= 1 and (expected < 5).mean() <= 0.2:
+            p_values.append(found.pvalue)
+    chi_square = float(stats.chi2_contingency(table, correction=False).statistic)
+    if len(p_values) < draws:
+        return ClassTest(counts, chi_square, len(classes) - 1, None, None, "too few patients or patches of a class for a chi-square test")
+    p = float(np.median(p_values))
+    return ClassTest(counts, chi_square, len(classes) - 1, p, p)
+
+
+def corrected_together(attributes: Sequence[AttributeTest], classes: ClassTest) -> tuple[tuple[AttributeTest, ...], ClassTest]:
+    """The same tests, with Holm's correction over all of them."""
+    if classes.p_value is None:
+        return tuple(attributes), classes
+    corrected = holm([*(one.p_value for one in attributes), classes.p_value])
+    attributes = tuple(replace(one, p_holm=p) for one, p in zip(attributes, corrected[:-1], strict=True))
+    return attributes, replace(classes, p_holm=corrected[-1])
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number by Holm's step-down method, in the order given."""
     p = np.asarray(p_values, np.float64)
@@ -181,10 +239,19 @@ def _ks_p_value(real: Floats, synthetic: Floats, patients: Patients, rng: np.ran
         return float(stats.ks_2samp(real, synthetic, method="asymp").pvalue)
     values = []
     for _ in range(draws):
-        order = rng.permutation(len(real))
-        _, first_of_each = np.unique(np.asarray(patients)[order], return_index=True)
-        values.append(stats.ks_2samp(real[order[first_of_each]], synthetic, method="asymp").pvalue)
+        values.append(stats.ks_2samp(real[_one_per_patient(len(real), patients, rng)], synthetic, method="asymp").pvalue)
     return float(np.median(values))
+
+
+def _one_per_patient(count: int, patients: Patients, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Rows of one random patch of each patient; all rows when each stands alone."""
+    order = rng.permutation(count)
+    return order if patients is None else order[np.unique(np.asarray(patients)[order], return_index=True)[1]]
+
+
+def _class_table(real: NDArray[np.str_], synthetic: NDArray[np.str_], classes: NDArray[np.str_]) -> NDArray[np.int_]:
+    """Patches of each class, (2, classes): real, synthetic."""
+    return (np.stack([(labels[:, None] == classes).sum(0) for labels in (real, synthetic)])).astype(int)
 
 
 def _diameter_of(size: Floats, dimensions: int) -> Floats:

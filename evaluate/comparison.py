@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from evaluate.cohort import PatchSet
 from evaluate.config import EvaluateConfig
 from evaluate.distances import (
+    energy_distance,
     frechet_distance,
+    gaussian_mmd,
     kernel_distance,
     precision_recall_density_coverage,
     sliced_wasserstein,
@@ -22,7 +24,7 @@ from evaluate.distances import (
 )
 from evaluate.features import Extractor
 from evaluate.intervals import Extrapolation, Floor, Interval, bootstrap_interval, extrapolate_frechet, real_floor
-from evaluate.report import ClassRow, Distance, Measure, Metric, Reference
+from evaluate.report import ClassRow, ConfusedClass, Distance, Measure, Metric, Reference
 
 Result = TypeVar("Result")
 
@@ -52,6 +54,8 @@ def _metrics(rng: np.random.Generator) -> dict[Metric, Callable[[NDArray, NDArra
         "frechet": frechet_distance,
         "kernel": kernel_distance,
         "sliced_wasserstein": sliced,
+        "energy": energy_distance,
+        "gaussian_mmd": gaussian_mmd,
         "precision": partial(coverage, "precision"),
         "recall": partial(coverage, "recall"),
         "density": partial(coverage, "density"),
@@ -78,7 +82,7 @@ def all_distances(
     for metric, distance in _metrics(rng).items():
         for name, real, patches in references:
             # Precision and its kin ask for more samples than neighbours, and for as many in each half.
-            enough = 2 if metric in ("frechet", "kernel", "sliced_wasserstein") else 4 * (NEIGHBOURS + 1)
+            enough = 2 if metric not in ("precision", "recall", "density", "coverage") else 4 * (NEIGHBOURS + 1)
             if real is not None and min(len(real), len(synthetic)) >= enough:
                 found.append(_distance(metric, distance, extractor, name, real, patches, synthetic, config, rng))
     return found
@@ -158,6 +162,33 @@ def distances_by_class(
     return tuple(sorted(rows, key=lambda row: (row.real.patients, row.label)))
 
 
+def confused_classes(
+    real: NDArray, synthetic: NDArray, real_patches: PatchSet, synthetic_patches: PatchSet, rng: np.random.Generator, draws: int = 40
+) -> tuple[ConfusedClass, ...]:
+    """Classes whose synthetic patches are nearer, by Fréchet distance, to the real patches of another class.
+
+    Each distance is between as many patches, drawn anew each time; a class is confused where that holds in all but one of 40 draws.
+    """
+    labels = sorted(set(real_patches.labels.tolist()))
+    rows = {label: np.flatnonzero(real_patches.labels == label) for label in labels}
+    rows = {label: found for label, found in rows.items() if len(found) >= LEAST_PER_CLASS}
+    confused = []
+    for label in rows if len(rows) > 1 else ():
+        there = np.flatnonzero(synthetic_patches.labels == label)
+        size = min(len(there), *map(len, rows.values()))
+        if size < LEAST_PER_CLASS:
+            continue
+        found = {other: np.empty(draws) for other in rows}
+        for n in range(draws):
+            some = synthetic[rng.choice(there, size, replace=False)]
+            for other, theirs in rows.items():
+                found[other][n] = frechet_distance(real[rng.choice(theirs, size, replace=False)], some)
+        nearest = min((other for other in rows if other != label), key=lambda other: float(np.mean(found[other])))
+        if (found[label] > found[nearest]).mean() >= 1 - 1 / draws:
+            confused.append(ConfusedClass(label, nearest, float(found[label].mean()), float(found[nearest].mean())))
+    return tuple(confused)
+
+
 def _or_reason(compute: Callable[[], Result]) -> Result | str:
     """The result, or why there is none: half of the patients can leave too few patches for a distance."""
     try:
@@ -167,7 +198,7 @@ def _or_reason(compute: Callable[[], Result]) -> Result | str:
 
 
 def _within_range(metric: Metric, interval: Interval) -> Interval:
-    """The interval cut to the values its metric can take; only the unbiased kernel falls below 0."""
-    lowest = -np.inf if metric == "kernel" else 0.0
+    """The interval cut to the values its metric can take; only the unbiased ones fall below 0."""
+    lowest = -np.inf if metric in ("kernel", "energy", "gaussian_mmd") else 0.0
     highest = 1.0 if metric in ("precision", "recall", "coverage") else np.inf
     return Interval(float(np.clip(interval.low, lowest, highest)), float(np.clip(interval.high, lowest, highest)))

@@ -1,15 +1,17 @@
 """Pictures of the report, as PNG bytes. Patches are HU; of 3-D patches the middle slice is shown."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from evaluate.artefacts import NoisePower
 from evaluate.attributes import ATTRIBUTES
 from evaluate.features import middle_slice, to_gray
+from evaluate.key_figures import Figure as KeyFigure
 
 REAL_COLOUR, SYNTHETIC_COLOUR = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
 GAP = 2
@@ -55,6 +57,73 @@ def attribute_distributions(real: Mapping[str, NDArray[np.float64]], synthetic: 
     handles, labels = next((a.get_legend_handles_labels() for a in axes if a.get_legend_handles_labels()[0]), ([], []))
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def noise_and_gray_levels(
+    noise: NoisePower, real: NDArray[np.int16], synthetic: NDArray[np.int16], window: tuple[float, float], spacing_known: bool = True
+) -> bytes:
+    """Noise power by frequency; synthetic over real with its interval and what real halves stay within; histograms of HU."""
+    figure = Figure(figsize=(7, 8), layout="constrained")
+    power, ratio, levels = figure.subplots(3, 1)
+    middle = [(band.low + band.high) / 2 for band in noise.bands]
+    edges = [band.low for band in noise.bands] + [noise.bands[-1].high]
+    mm = "mm" if spacing_known else "pixel"
+    power.plot(middle, [band.real for band in noise.bands], color=REAL_COLOUR, marker="o", label="real")
+    power.plot(middle, [band.synthetic for band in noise.bands], color=SYNTHETIC_COLOUR, marker="o", label="synthetic")
+    power.set(yscale="log", title=f"noise power (HU² {mm}{'²' if real.ndim == 3 else '³'})")
+    ratio.stairs(
+        [b.floor for b in noise.bands], edges, baseline=[1 / b.floor for b in noise.bands], fill=True, color=REAL_COLOUR, alpha=0.2
+    )
+    ratio.vlines(
+        middle,
+        [band.interval.low for band in noise.bands],
+        [band.interval.high for band in noise.bands],
+        color=SYNTHETIC_COLOUR,
+        linewidth=2,
+    )
+    ratio.plot(middle, [band.ratio for band in noise.bands], color=SYNTHETIC_COLOUR, marker="o", linestyle="none")
+    ratio.set_yscale("log", base=2)
+    ratio.yaxis.set_major_formatter("{x:g}")
+    ratio.set(title="synthetic over real; shaded: halves of real patients", xlabel=f"cycles/{mm}")
+    ratio.axhline(1, color=REAL_COLOUR, linewidth=1)
+    bins = np.linspace(*window, 101)
+    for hu, colour in ((real, REAL_COLOUR), (synthetic, SYNTHETIC_COLOUR)):
+        shares = np.histogram(np.clip(hu, *window), bins)[0] / hu.size
+        levels.stairs(shares, bins, fill=True, color=colour, alpha=0.35)
+        levels.stairs(shares, bins, color=colour, linewidth=1.5)
+    levels.set(title="share of voxels", xlabel="HU", yscale="log")
+    for axis in (power, ratio, levels):
+        axis.spines[["right", "top"]].set_visible(False)
+        axis.title.set_fontsize(11)
+    figure.legend(*power.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def intervals_side_by_side(reports: Sequence[tuple[str, Mapping[str, KeyFigure]]], names: Sequence[str], most: int = 12) -> bytes | None:
+    """For each of the first `most` figures that have an interval, the reports' values as dots with 95 % intervals; None without any."""
+    shown = [name for name in names if sum(name in found and found[name].low is not None for _, found in reports) > 1][:most]
+    if not shown:
+        return None
+    rows = -(-len(shown) // 3)
+    figure = Figure(figsize=(9, 0.9 + rows * (0.7 + 0.3 * len(reports))), layout="constrained")
+    for axis, name in zip(figure.subplots(rows, 3, squeeze=False).ravel(), [*shown, *[None] * (3 * rows - len(shown))], strict=True):
+        if name is None:
+            axis.set_axis_off()
+            continue
+        for n, (_, found) in enumerate(reports):
+            one = found.get(name)
+            if one is not None and one.low is not None and one.high is not None:
+                axis.plot([one.low, one.high], [n, n], color=SYNTHETIC_COLOUR)
+                axis.plot([one.value], [n], "o", color=SYNTHETIC_COLOUR)
+        axis.set_title(name, fontsize=9)
+        axis.set_yticks(range(len(reports)), [label for label, _ in reports], fontsize=8)
+        axis.set_ylim(len(reports) - 0.5, -0.5)
+        axis.spines[["right", "top"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -1,30 +1,30 @@
-"""The report of an evaluation, as frozen records, and its JSON.
+"""The report of an evaluation, as frozen records.
 
 A distance that does not say what it was measured with, on how many patches, and what real patients
 differ by, cannot be constructed. Records hold pseudonyms only: no paths, no patient data.
 """
 
 import math
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-
-from evaluate.attributes import AttributeTest
+from evaluate.artefacts import Artefacts
+from evaluate.attributes import AttributeTest, ClassTest
 from evaluate.features import INCEPTION
 from evaluate.intervals import Extrapolation, Floor, Interval
-from evaluate.memorisation import Membership, Share
+from evaluate.membership import DataCopying, Membership
+from evaluate.memorisation import Share
 from evaluate.scores import Difference, MetricSummary
 
-FORMAT = {"format": "lesiongan evaluation", "version": 1}
-
-Metric = Literal["frechet", "kernel", "sliced_wasserstein", "precision", "recall", "density", "coverage"]
+Metric = Literal["frechet", "kernel", "sliced_wasserstein", "energy", "gaussian_mmd", "precision", "recall", "density", "coverage"]
 Reference = Literal["held-out", "training"]
 
 TITLES: dict[str, str] = {
     "frechet": "Fréchet distance",
     "kernel": "Kernel distance",
     "sliced_wasserstein": "Sliced Wasserstein distance",
+    "energy": "Energy distance",
+    "gaussian_mmd": "Squared MMD, Gaussian kernel",
     "precision": "Precision",
     "recall": "Recall",
     "density": "Density",
@@ -135,6 +135,16 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
+class ConfusedClass:
+    """A class whose synthetic patches are nearer to real patches of another: Fréchet distances to its own and to that one."""
+
+    label: str
+    nearest: str
+    own: float
+    other: float
+
+
+@dataclass(frozen=True)
 class Suspect:
     """A synthetic patch and its nearest real ones, by id; distances in HU, 0 for a copy."""
 
@@ -147,77 +157,108 @@ class Suspect:
 
 
 @dataclass(frozen=True)
-class MemorisationResult:
-    """The figures of `memorisation.Memorisation`, which explains them, and the pairs to look at."""
+class Control:
+    """A held-out patch and its nearest training patch, by id: how near patches come that copy nobody."""
 
+    held_out: str
+    training: str
+    closeness: float
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A patch that shows what another shows, by their ids. how: in words, what was done to it. misfit: see `copies.py`; 0 for the same."""
+
+    patch: str
+    real: str
+    exact: bool
+    misfit: float
+    chance: float
+    how: str
+
+
+@dataclass(frozen=True)
+class MemorisationResult:
+    """The figures of `memorisation.Memorisation`, which explains them, and the pairs to look at.
+
+    duplicates: held-out patches among the training ones; copies: synthetic patches among the training ones; held_out_copies:
+    synthetic patches among the held-out ones, which a generator cannot know; all nearest first. repeats: synthetic patches that
+    are equal to an earlier one. controls: the suspects' counterpart among held-out patches.
+    """
+
+    duplicates: tuple[Copied, ...]
+    copies: tuple[Copied, ...]
+    held_out_copies: tuple[Copied, ...]
+    repeats: int
+    control_patients: int
     authenticity: float
     authenticity_held_out: float | None
-    exact_copies: int
     nearer_to_training: Share | None
     nearer_to_half: Share | None
     compared_patches: int | None
     membership: Membership | None
+    data_copying: DataCopying | None
     suspects: tuple[Suspect, ...]
+    controls: tuple[Control, ...]
+
+
+@dataclass(frozen=True)
+class DetectorClass:
+    """A lesion class among the test patients. arm -> sensitivity, and arm -> its difference to the arm it is compared with."""
+
+    patients: int
+    lesions: int
+    sensitivity: dict[str, float]
+    differences: dict[str, Difference]
 
 
 @dataclass(frozen=True)
 class DetectorResult:
-    """Detector arms on held-out patients. differences are to `baseline`; sensitivity is per class."""
+    """Detector arms on held-out patients.
+
+    compared_with: arm -> the arm that `differences` are to. shares: arm -> share of the lesions in a batch that are synthetic.
+    headline: the arm that answers whether synthetic lesions help, None without such an arm; headline_chosen_by: how, in words.
+    classes: fewest test patients first. notes: sentences that a reader needs.
+    """
 
     arms: dict[str, dict[str, MetricSummary]]
-    baseline: str
+    compared_with: dict[str, str]
     differences: dict[str, dict[str, Difference]]
-    sensitivity_by_class: dict[str, dict[str, float]]
+    classes: dict[str, DetectorClass]
+    shares: dict[str, float]
+    headline: str | None
+    headline_chosen_by: str
+    validation_auroc: dict[str, float]
+    network: str
     seeds: int
     steps: int
-    synthetic_share: float
+    balance: str
+    threshold: str
     threshold_from: str
     test_patients: int
     test_lesions: int
     test_lesion_free: int
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything an evaluation found. `detector` and `memorisation` are results, or why there is none."""
+    """Everything an evaluation found. artefacts, memorisation, detector: results, or why there is none.
+
+    privacy: what was promised of the samples, in the words of who drew them, "" where nothing is known; guaranteed: whether it is a guarantee.
+    kernel_over_subsets: mean and standard deviation of KID, Inception only.
+    """
 
     compared: Compared
     distances: tuple[Distance, ...]
     classes: tuple[ClassRow, ...]
+    confused: tuple[ConfusedClass, ...]
     attributes: tuple[AttributeTest, ...]
+    class_shares: ClassTest
+    artefacts: Artefacts | str
     memorisation: MemorisationResult | str
     detector: DetectorResult | str
-    kernel_over_subsets: tuple[float, float] | None  # mean and standard deviation, Inception only
+    privacy: str
+    guaranteed: bool
+    kernel_over_subsets: tuple[float, float] | None
     notes: tuple[str, ...]
-
-
-def to_json(report: Report) -> dict[str, Any]:
-    """The report as JSON types; NaN becomes null. Conventional keys stand at the top, for Inception only."""
-    return {**FORMAT, **conventional_keys(report), **_plain(report)}
-
-
-def conventional_keys(report: Report) -> dict[str, float]:
-    """torch-fidelity's keys and those of prdc, when Inception features were used; else nothing."""
-    found = {d.metric: d.value for d in report.distances if d.measure.extractor == INCEPTION and d.reference == report.compared.reference}
-    if not found:
-        return {}
-    keys = {"frechet_inception_distance": found["frechet"]}
-    if report.kernel_over_subsets:
-        mean, sd = report.kernel_over_subsets
-        keys |= {"kernel_inception_distance_mean": mean, "kernel_inception_distance_std": sd}
-    return keys | {name: found[name] for name in ("precision", "recall", "density", "coverage") if name in found}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Distance):
-        own = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-        return {"title": value.title, **own}
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

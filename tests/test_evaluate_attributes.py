@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluate.attributes import ATTRIBUTES, central_component, compare_attributes, holm, lesion_attributes
+from evaluate.attributes import (
+    ATTRIBUTES,
+    central_component,
+    compare_attributes,
+    compare_classes,
+    corrected_together,
+    holm,
+    lesion_attributes,
+)
 
 WINDOW = (-1000.0, 400.0)
 
@@ -98,6 +106,57 @@ def test_many_patches_of_few_patients_are_not_many_witnesses():
     patients = np.repeat(np.arange(8), 50)
     assert compare_attributes(real, synthetic, None, rng)[0].p_value < 1e-3
     assert compare_attributes(real, synthetic, patients, rng)[0].p_value > 0.05
+
+
+def labels(**counts):
+    return np.repeat(list(counts), list(counts.values()))
+
+
+def test_class_shares_are_compared_by_pearsons_chi_square():
+    real, synthetic = labels(cyst=30, solid=70), labels(cyst=100, solid=100)
+    found = compare_classes(real, synthetic, None, np.random.default_rng(0))
+    assert found.counts == (("cyst", 30, 100), ("solid", 70, 100))
+    # By hand: n (ad - bc)^2 over the product of the margins.
+    assert found.chi_square == pytest.approx(300 * (30 * 100 - 70 * 100) ** 2 / (100 * 200 * 130 * 170))
+    assert found.p_value == pytest.approx(stats.chi2.sf(found.chi_square, 1))
+    same = compare_classes(labels(cyst=50, solid=50), synthetic, None, np.random.default_rng(0))
+    assert same.p_value == pytest.approx(1)
+
+
+def test_a_patient_is_one_witness_of_a_class():
+    # 20 patients with 10 patches each, all of one class: 200 patches say much less than they seem to.
+    patients = np.repeat(np.arange(20), 10)
+    real = np.where(patients < 13, "cyst", "solid")
+    synthetic = labels(cyst=100, solid=100)
+    rng = np.random.default_rng(0)
+    assert compare_classes(real, synthetic, None, rng).p_value < 0.01
+    assert compare_classes(real, synthetic, patients, rng).p_value > 0.1
+
+
+@pytest.mark.parametrize(
+    ("real", "synthetic", "reason"),
+    [
+        (labels(cyst=3, solid=40), labels(cyst=2, solid=60), "too few"),
+        (labels(solid=40), labels(solid=60), "one class"),
+        (labels(cyst=30, solid=40), labels(lesion=60), "no class is in both"),
+    ],
+)
+def test_no_chi_square_where_it_is_not_valid(real, synthetic, reason):
+    found = compare_classes(real, synthetic, None, np.random.default_rng(0))
+    assert found.p_value is None
+    assert reason in found.reason
+
+
+def test_classes_and_attributes_are_corrected_as_one_family():
+    rng = np.random.default_rng(0)
+    real = {"a": rng.standard_normal(200), "b": rng.standard_normal(200)}
+    synthetic = {"a": rng.standard_normal(300), "b": rng.standard_normal(300) + 0.3}
+    attributes = compare_attributes(real, synthetic, None, rng)
+    classes = compare_classes(labels(cyst=30, solid=70), labels(cyst=100, solid=100), None, rng)
+    both, corrected = corrected_together(attributes, classes)
+    assert [one.p_holm for one in both] + [corrected.p_holm] == holm([one.p_value for one in attributes] + [classes.p_value])
+    without = compare_classes(labels(solid=40), labels(solid=60), None, rng)
+    assert corrected_together(attributes, without) == (tuple(attributes), without)
 
 
 def test_holm_by_hand():

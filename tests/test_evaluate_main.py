@@ -43,12 +43,15 @@ def test_a_report_from_two_folders(command, tmp_path):
     done = command("evaluate", real, generated, "--out", tmp_path / "report", *QUICK)
     assert done.code == 0, done.err
     assert "report.json" in done.out
-    assert "Fréchet distance (radiomics) to held-out patients" in done.out
+    assert "QUALITY: " in done.out
+    assert "Fréchet distance (radiomics): " in done.out
     report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [one["part"] for one in report["verdicts"]] == ["quality", "memorisation", "usefulness", "privacy"]
+    assert report["figures"]["frechet.radiomics"]["value"] == report["distances"][0]["value"]
     assert report["compared"]["training"] == {"patches": 20, "patients": 10}
     assert report["compared"]["held_out"] == {"patches": 16, "patients": 8}
     assert report["compared"]["synthetic"]["patches"] == 40
-    assert set(report["detector"]["arms"]) == {"real", "real+classic", "real+classic+synthetic"}
+    assert set(report["detector"]["arms"]) == {"real", "real+classic", "real+classic+synthetic", "synthetic"}
     assert report["detector"]["threshold_from"] == "validation patients"
     assert report["detector"]["test_lesion_free"] == 8
     assert "frechet_inception_distance" not in report
@@ -143,3 +146,42 @@ def test_refuses_a_set_without_lesions_missing_weights_and_a_used_folder(command
     assert done.code == 2
     assert "exists already" in done.err
     assert not [p for p in tmp_path.iterdir() if "partial" in p.name]
+
+
+def test_gates_and_reports_side_by_side(command, tmp_path):
+    real = write(tmp_path / "real", COHORT)
+    quick = ("--detector.run", "false", "--draws", "20")
+    done = command("evaluate", real, synthetic(tmp_path / "a"), "--out", "one", *quick, "--fail-if", "frechet.radiomics < 0")
+    assert done.code == 0, done.err
+    gates = ("--fail-if", "frechet.radiomics > 0", "--fail-if", "detector.delta.recall < 0")
+    done = command("evaluate", real, synthetic(tmp_path / "b", 12), "--out", "two", *quick, *gates)
+    assert done.code == 1
+    assert "failed: frechet.radiomics > 0: it is " in done.err
+    assert "failed: detector.delta.recall < 0: not measured" in done.err
+    assert (tmp_path / "two" / "report.html").exists()
+    done = command("evaluate", "compare", "one", "two", "--out", "both")
+    assert done.code == 0, done.err
+    assert "By radiomics, nearest first: " in done.out
+    assert "differ in size (24, 40)" in done.out
+    page = (tmp_path / "both" / "comparison.html").read_text()
+    assert "<script" not in page
+    assert "data:image/png" in page
+    done = command("evaluate", "compare", "one", real)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    done = command("evaluate", real, tmp_path / "a", "--out", "three", "--fail-if", "frechet")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+
+
+def test_an_encoder_of_ones_own_is_a_second_family(command, tmp_path):
+    real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
+    done = command("evaluate", "encoder", real, "--out", "encoder.safetensors", "--steps", 100, "--batch", 8)
+    assert done.code == 0, done.err
+    quick = ("--detector.run", "false", "--draws", "20", "--encoder", "encoder.safetensors", "--cache-root", "cache")
+    reports = []
+    for name in ("first", "again"):
+        done = command("evaluate", real, generated, "--out", name, *quick)
+        assert done.code == 0, done.err
+        reports.append((tmp_path / name / "report.json").read_text())
+    assert reports[0] == reports[1]  # the second from the cache
+    assert {"frechet.radiomics", "frechet.simclr"} <= set(json.loads(reports[0])["figures"])
+    assert list((tmp_path / "cache").iterdir())

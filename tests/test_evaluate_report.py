@@ -15,8 +15,9 @@ from evaluate.config import DetectorConfig, EvaluateConfig
 from evaluate.features import INCEPTION, Extractor, radiomics
 from evaluate.intervals import Floor, Interval
 from evaluate.page import to_html
-from evaluate.report import Compared, Distance, Measure, conventional_keys, to_json
-from evaluate.summary import limits_of, summary_of
+from evaluate.report import Compared, Distance, Measure
+from evaluate.report_text import conventional_keys, in_lines, to_json, to_markdown
+from evaluate.summary import limits_of
 
 WINDOW = (-1000.0, 400.0)
 MEASURE = Measure("radiomics", None, WINDOW, "none", 44, True)
@@ -98,7 +99,7 @@ def audited():
 def test_every_distance_of_an_audit_is_complete(audited):
     report, _ = audited
     assert {d.metric for d in report.distances} == {
-        "frechet", "kernel", "sliced_wasserstein", "precision", "recall", "density", "coverage",
+        "frechet", "kernel", "sliced_wasserstein", "energy", "gaussian_mmd", "precision", "recall", "density", "coverage",
     }  # fmt: skip
     for d in report.distances:
         assert isinstance(d.interval, Interval)
@@ -106,7 +107,7 @@ def test_every_distance_of_an_audit_is_complete(audited):
         assert d.synthetic_samples == 70
     assert [row.label for row in report.classes] == ["glass", "solid"]
     assert report.classes[0].real.patients <= report.classes[1].real.patients
-    assert report.memorisation.exact_copies == 1
+    assert [(one.patch, one.real, one.exact) for one in report.memorisation.copies] == [("seed3", "train9", True)]
     assert report.memorisation.suspects[0].synthetic == "seed3"
     assert report.memorisation.suspects[0].training == "train9"
     assert "lesion-free" in report.detector
@@ -131,12 +132,12 @@ def test_the_page_stands_alone_and_describes_its_pictures(audited):
     assert "<script" not in page
     assert "url(" not in page
     images = re.findall(r"<img [^>]*>", page)
-    assert len(images) == 3 + 3 * 4
+    assert len(images) == 4 + 3 * 4 + 2 * 4  # grids, attributes, artefacts; suspects, and held-out ones beside them
     assert all(re.search(r'alt="[^"]{10,}"', image) for image in images)
     for sentence in ("Fréchet inception distance (FID)", "Fréchet distance (radiomics)", "a note", "What this cannot say"):
         assert sentence in page
     without = to_html(report, pictures, show_real=False)
-    assert len(re.findall(r"<img ", without)) == 2 + 4
+    assert len(re.findall(r"<img ", without)) == 3 + 4
 
 
 def test_text_from_a_folder_cannot_become_markup(audited):
@@ -149,11 +150,13 @@ def test_text_from_a_folder_cannot_become_markup(audited):
 
 def test_words_follow_the_numbers(audited):
     report, _ = audited
-    text = " ".join(summary_of(report))
+    text = "\n".join(in_lines(report))
     assert "70 synthetic lesion patches were compared with 48 real lesion patches of 12 held-out patients" in text
-    assert "Signs of copying" in text
-    assert "Exact copies of training patches: 1" in text
+    assert "MEMORISATION: Contains copies of training patients" in text
+    assert "seed3 is train9, voxel for voxel" in text
     assert any("12 held-out patients" in limit for limit in limits_of(report))
+    for sentence in text.split("\n  - "):
+        assert sentence.splitlines()[0].split("1 ")[-1] in to_markdown(report)
     gray = replace(report, compared=replace(report.compared, unit="gray", spacing_mm=None))
     assert any("gray levels" in limit for limit in limits_of(gray))
     assert any("pixels" in limit for limit in limits_of(gray))
@@ -163,5 +166,5 @@ def test_attributes_that_were_never_measured_do_not_break_the_page(audited):
     report, pictures = audited
     flat = np.full((3, 16, 16), -850, np.int16)
     nothing = lesion_attributes(flat, (0.7, 0.7), WINDOW)
-    blank = Pictures(pictures.real, pictures.synthetic, nothing, nothing, [])
-    assert "not measured" not in to_html(replace(report, memorisation="none"), blank)
+    blank = Pictures(pictures.real, pictures.synthetic, nothing, nothing, [], [])
+    assert "Copies were not looked for: none." in to_html(replace(report, memorisation="none"), blank)
