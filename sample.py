@@ -290,7 +290,7 @@ def _closeness_check(folder: PatchFolder) -> Check:
     rows, others = (folder.select(splits=[split], classes=folder.lesion_classes) for split in ("train", "validation"))
     if len(rows) < 2:
         raise ValueError(f"--dissimilar-to {folder.path}: it has fewer than 2 lesions of training patients")
-    test = near_copy_test(folder.hu(rows), folder.rows.names("patient", rows), folder.hu(others), folder.window)
+    test = near_copy_test(folder.hu(rows), folder.rows.names("patient", rows), folder.hu(others), folder.window, folder.spacing_mm)
     return lambda patches, asked, rows: test(from_unit(patches[:, 0], folder.window))
 
 

@@ -61,7 +61,7 @@ from data.command import run_command
 from data.export import write_preview
 from data.patches import PatchFolder, WindowedPatches
 from evaluate.attributes import lesion_attributes
-from evaluate.distances import frechet_distance, squared_distances, standardise
+from evaluate.distances import energy_distance, frechet_distance, standardise
 from evaluate.features import radiomics
 from evaluate.memorisation import audit_memorisation
 from evaluate.neighbours import neighbours
@@ -303,15 +303,6 @@ class GroundGlass:
         draws = np.array([np.mean([energy_distance(half(held), half(ours)) for held, ours in pairs]) for _ in range(200)])
         low, high = np.quantile(draws - np.median(draws), [0.025, 0.975])
         return value, value + float(low), value + float(high)
-
-
-def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| of (N1, D) and (N2, D), unbiased: 0 on average if equal. Székely & Rizzo 2013."""
-
-    def mean_within(one: np.ndarray) -> float:
-        return float(np.sqrt(squared_distances(one, one)).sum() / (len(one) * (len(one) - 1)))
-
-    return 2 * float(np.sqrt(squared_distances(x, y)).mean()) - mean_within(x) - mean_within(y)
 
 
 def nodule_cubes(place: Path) -> PatchFolder:

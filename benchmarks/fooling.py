@@ -1,6 +1,6 @@
 """Can the audit be fooled? Sets of which the truth is known, and what `python -m evaluate` says of them.
 
-  python benchmarks/fooling.py --work W             about half an hour of CPU time, most of it the generator's training
+  python benchmarks/fooling.py --work W             a quarter of an hour of CPU time, a third of it the generator's training
   python benchmarks/fooling.py --quick              under two minutes: a generator of 30 steps, four cases; shows only that it works
 
 The nodules of luna16-patches' training groups are dealt out anew: 60 % of the groups to train on, 25 % held out as the reference, the rest, and

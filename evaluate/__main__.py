@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from data.command import command_parser, parse, run_command, stages
 from evaluate import compare_command, encoder_command, privacy_command
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from data.patches import PatchFolder
     from data.quality import Rows
     from evaluate.cohort import Cohort, PatchSet
+    from evaluate.key_figures import Gate
     from evaluate.privacy_report import PrivacyReport
     from gan.canaries import Canaries
     from gan.conditions import Conditions
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from data.files import resumable_folder
     from data.patches import PatchFolder
-    from evaluate.audit import audit
+    from evaluate.audit import audit, is_guarantee
     from evaluate.families import families
     from evaluate.key_figures import Gate, key_figures
     from evaluate.page import to_html
@@ -97,15 +98,16 @@ def main(arguments: Sequence[str]) -> int:
     from evaluate.verdict import verdicts_of
 
     gates = [Gate.parse(text) for text in options.fail_if or ()]
-
+    _check_gates(gates)
     real, synthetic = PatchFolder.open(options.real), PatchFolder.open(options.synthetic)
     for folder in (real, synthetic):
         folder.verify()
     _check_comparable(real, synthetic)
     drawn = _manifest(synthetic)
-    _check_origin(drawn.get("trained_on_sha256"), real, synthetic)
+    _check_origin(drawn, real, synthetic)
     cohort, notes = read_cohort(real, synthetic, config.seed)
-    notes = (*notes, *_privacy_notes(str(drawn.get("privacy", ""))))
+    guarantee = str(drawn.get("privacy") or "")
+    notes = (*notes, *(_privacy_notes(guarantee) if is_guarantee(guarantee) else ()))
     if config.device == "cuda":
         import torch
 
@@ -113,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError("device is cuda, but no GPU is visible; use cpu")
     extractors, missing = families(cohort.compared, config, lambda line: print(f"warning: {line}", file=sys.stderr))
     with resumable_folder(options.out) as (out, parts), stages() as tell:
-        report, pictures = audit(cohort, extractors, config, (*notes, *missing), tell, parts, privacy=str(drawn.get("privacy", "")))
+        report, pictures = audit(cohort, extractors, config, (*notes, *missing), tell, parts, privacy=guarantee)
         tell("writing the report")
         text = json.dumps(to_json(report), indent=1, allow_nan=False)
         (out / "report.json").write_text(text + "\n", encoding="utf-8")
@@ -138,15 +140,26 @@ def _manifest(synthetic: PatchFolder) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("want a JSON object")
+        return found
+    except ValueError as error:
         raise ValueError(f"{file}: not as sample.py wrote it ({' '.join(str(error).split())[:100]}); sample again") from None
 
 
+def _check_gates(gates: Sequence[Gate]) -> None:
+    """Raises ValueError for a verdict that there is not: before hours of work, not after. Figures depend on what can be measured."""
+    from evaluate.verdict import Part
+
+    parts = [f"verdict.{part}" for part in get_args(Part)]
+    for gate in gates:
+        if gate.name.startswith("verdict.") and gate.name not in parts:
+            raise ValueError(f"--fail-if {gate.text!r}: no such verdict; there are {', '.join(parts)}")
+
+
 def _privacy_notes(guarantee: str) -> tuple[str, ...]:
-    """What differential privacy was promised of the samples, and that this report is no part of it."""
-    if not guarantee or guarantee.startswith("no guarantee"):
-        return ()
+    """What differential privacy promises of the samples, and that this report is no part of it."""
     outside = (
         "This report is outside that guarantee: whatever is measured on training patients here (memorisation, attributes, distances, the "
         "detector) tells of them, without noise. It stays with those who may see the patients' data, and choosing between private runs by it "
@@ -184,12 +197,15 @@ def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[C
             "The real folder has training patients only: no floor, no control for copies and no detector. Prepare more patients, or "
             "more of them held out."
         )
-    generated = synthetic_set("synthetic", [c for c in synthetic.classes if c != real.background])
+    drawn_classes, generated_from = [c for c in synthetic.classes if c != real.background], "split synthetic"
+    generated = synthetic_set("synthetic", drawn_classes)
     if not len(generated):
-        generated = synthetic_set("train", [c for c in synthetic.classes if c != real.background])
-    for name, one in (("training lesion", training), ("synthetic lesion", generated)):
+        generated, generated_from = synthetic_set("train", drawn_classes), "training split"
+    for name, folder, one in (("training", real, training), ("synthetic", synthetic, generated)):
         if len(one) < 2:
-            raise ValueError(f"{len(one)} {name} patches, and 2 or more are needed; check the split and class columns of patches.csv")
+            raise ValueError(
+                f"{folder.path}: {len(one)} {name} lesion patches, and 2 or more are needed; check the split and class columns of its patches.csv"
+            )
     free = [real.background] if real.background is not None else []
     validation_split = "test" if held_out_split == "validation" else "validation"
     background = {
@@ -197,6 +213,11 @@ def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[C
         "validation": real_set(validation_split, free),
         "held_out": real_set(held_out_split, free),
     }
+    if synthetic.spec.origin == "real":
+        notes.append(
+            "The second folder says that its patches are real: where this report says synthetic, read the real lesions of its "
+            f"{generated_from}."
+        )
     compared = Compared(
         training=training.size,
         held_out=held_out.size if len(held_out) else None,
@@ -213,9 +234,16 @@ def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[C
     return Cohort(training, validation, held_out, generated, background if free else {}, compared), tuple(notes)
 
 
-def _check_origin(trained_on: str | None, real: PatchFolder, synthetic: PatchFolder) -> None:
-    """Raises ValueError when the generator was trained on another folder: its training patients may be held out in this one."""
-    if trained_on not in (None, real.content_hash):
+def _check_origin(drawn: Mapping[str, Any], real: PatchFolder, synthetic: PatchFolder) -> None:
+    """Raises ValueError for folders in the wrong order, and when a generator was trained on another folder.
+
+    Its training patients may be held out in this one.
+    """
+    if real.spec.origin == "synthetic":
+        raise ValueError(f"{real.path} holds synthetic patches; the folder of real patients comes first, the synthetic one second")
+    listed = drawn.get("models")
+    stated = [drawn, *(one for one in (listed if isinstance(listed, list) else ()) if isinstance(one, dict))]
+    if any(one.get("trained_on_sha256") not in (None, real.content_hash) for one in stated):
         raise ValueError(
             f"{synthetic.path} was drawn by a model trained on another patch folder than {real.path}; its training patients may be "
             "held-out patients here, so audit it against the folder it was trained on"

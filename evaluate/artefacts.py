@@ -13,24 +13,17 @@ compared with those of the rest of 413 patients, 7 times some check said that th
 with few patients, no difference found is no proof that there is none.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement, product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import ndimage
 
 from evaluate.intervals import Interval, Patients, halves_of_patients
-
-Floats = NDArray[np.floating]
+from evaluate.spectra import ROUNDING, Floats, band_edges, noise_power_spectrum, upsampling_frequencies, upsampling_peaks, wave_amplitude
 
 LEAST_PATIENTS = 8  # fewer have fewer than 35 halvings: too few for a floor
-LEAST_PIXELS = 16  # along an axis: below, 1/4 and 1/2 cycles a pixel are not told apart
-MOST_BANDS = 8
-UPSAMPLING = (0.0, 0.25, 0.5, -0.25)  # cycles a pixel
-BATCH = 64  # patches transformed at a time, so memory does not grow with the set
-ROUNDING = 1 / 12  # HU^2: what rounding to whole HU adds to any patch; nothing below it is measured
 STEPS_HU = (2.0, 20.0)  # steps between gray levels that are looked for
 QUANTILES = np.arange(1, 100) / 100
 
@@ -82,11 +75,9 @@ class Band:
 
 @dataclass(frozen=True)
 class NoisePower:
-    """The noise power spectra, from low frequency to high. largest: |log2 ratio| where it is most unusual, and its floor there."""
+    """The noise power spectra, from low frequency to high."""
 
     bands: tuple[Band, ...]
-    largest: float
-    largest_floor: float
     differs: bool
     evidence: str
 
@@ -194,7 +185,7 @@ class Halvings:
             weights[0, n, a], weights[1, n, b] = 1 / len(a), 1 / len(b)
         return cls(weights[0], weights[1], count)
 
-    def floor(self, per_patch: Floats, difference: Callable[[Floats, Floats], Floats]) -> Floats:
+    def floor(self, per_patch: Floats, difference: Callable[[Floats, Floats], Floats] = np.subtract) -> Floats:
         """How far, in each of B numbers, synthetic may be from real before it is further than any two halves are, (B,).
 
         per_patch: (N, S); difference: of means (K, S) and (K, S), row by row, (K, B). Each number's
@@ -249,15 +240,12 @@ def checkerboard(real: NDArray, synthetic: NDArray, window: tuple[float, float],
     """
     frequencies = upsampling_frequencies(real.shape[1:])
     (r, _), (s, power) = (upsampling_peaks(hu, window) for hu in (real, synthetic))
-    floor = halvings.floor(r, lambda a, b: b - a)
+    floor = halvings.floor(r)
     r, s, power = r.mean(0), s.mean(0), np.exp2(power.mean(0))
-    # A real wave splits its power between a frequency and its opposite, unless they are the same.
-    halved = np.array([2 - all(f in (0, 0.5) for f in one) for one in frequencies])
-    amplitude = halved * np.sqrt(power * np.maximum(0, 1 - np.exp2(r - s))) / np.prod([_taper(n).sum() for n in real.shape[1:]])
-    found = [
-        Peak(frequencies[i], float(r[i]), float(s[i]), float(floor[i]), float(amplitude[i])) for i in np.argsort(-_excess(s - r, floor))
-    ]
-    top, differs = found[0], bool((_excess(s - r, floor) > 1).any())
+    amplitude = wave_amplitude(power * np.maximum(0, 1 - np.exp2(r - s)), real.shape[1:])
+    excess = _excess(s - r, floor)
+    found = [Peak(frequencies[i], float(r[i]), float(s[i]), float(floor[i]), float(amplitude[i])) for i in np.argsort(-excess)]
+    top, differs = found[0], bool((excess > 1).any())
     evidence = (
         f"At {' and '.join(f'{f:g}' for f in top.frequency)} cycles a pixel (along {_axes(len(top.frequency))}) the power of a typical patch is "
         f"{2**top.synthetic:.2g} times what the frequencies around it suggest in the synthetic set, {2**top.real:.2g} times in the real one: "
@@ -266,52 +254,6 @@ def checkerboard(real: NDArray, synthetic: NDArray, window: tuple[float, float],
     if differs and top.synthetic > top.real:
         evidence += f" A wave of about {top.amplitude_hu:.2g} HU would explain it."
     return Checkerboard(tuple(found), differs, evidence)
-
-
-def upsampling_frequencies(shape: Sequence[int]) -> list[tuple[float, ...]]:
-    """Combinations of 0, 1/4, 1/2 and -1/4 cycles a pixel, without 0 and without opposites of one another."""
-    each = [UPSAMPLING if n >= LEAST_PIXELS else UPSAMPLING[:1] for n in shape]
-    found: list[tuple[float, ...]] = []
-    for one in product(*each):
-        opposite = tuple(f if f in (0, 0.5) else -f for f in one)
-        if any(one) and opposite not in found:
-            found.append(one)
-    if not found:
-        raise ValueError(
-            f"patches of {tuple(shape)} are too small to look for a checkerboard: {LEAST_PIXELS} pixels along an axis are the least"
-        )
-    return found
-
-
-def upsampling_peaks(hu: NDArray, window: tuple[float, float]) -> tuple[Floats, Floats]:
-    """At each of `upsampling_frequencies`, log2 of each patch's power over what is around it, and of its power, HU^2; (N, F) both.
-
-    Around: a quadratic through the log power 2 and 3 steps of 1/n away, along each axis of n pixels
-    and between. Patches are detrended and tapered.
-    """
-    shape, d = hu.shape[1:], hu.ndim - 1
-    chosen = [tuple(UPSAMPLING.index(f) for f in one) for one in upsampling_frequencies(shape)]
-    steps = [np.arange(-3, 4) if n >= LEAST_PIXELS else np.zeros(1) for n in shape]
-    bases = [UPSAMPLING if n >= LEAST_PIXELS else UPSAMPLING[:1] for n in shape]
-    waves = []
-    for n, base, step in zip(shape, bases, steps, strict=True):
-        cycles = np.add.outer(base, step / n).ravel()
-        waves.append(np.exp(-2j * np.pi * np.outer(cycles, np.arange(n))).astype(np.complex64))
-    weights = _peak_weights(steps)
-    rounding = np.float32(ROUNDING * np.prod([np.square(_taper(n)).sum() for n in shape]))
-    peaks, power = [], []
-    for some in _detrended_and_tapered(hu, window):
-        spectrum: NDArray = some
-        for axis, wave in enumerate(waves, start=1):
-            spectrum = np.moveaxis(np.tensordot(spectrum, wave, (axis, 1)), -1, axis)
-        # (N, base * offset, base * offset ...) => (N, base, base ..., offsets)
-        split = [size for base, step in zip(bases, steps, strict=True) for size in (len(base), len(step))]
-        logs = np.log2(np.square(np.abs(spectrum)) + rounding).reshape(-1, *split)
-        logs = logs.transpose(0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)).reshape(len(logs), *split[::2], -1)
-        logs = np.stack([logs[(slice(None), *one)] for one in chosen], axis=1)
-        peaks.append(logs @ weights)
-        power.append(logs[..., weights == 1][..., 0])
-    return np.concatenate(peaks), np.concatenate(power)
 
 
 def noise_power(
@@ -333,7 +275,7 @@ def noise_power(
     log_r, log_s = np.log2(r), np.log2(s)
     quarter = np.quantile(log_r, 0.25, axis=0)
     both_r, both_s = (np.concatenate([logs, logs <= quarter], axis=1) for logs in (log_r, log_s))
-    floor = halvings.floor(both_r, lambda a, b: b - a)
+    floor = halvings.floor(both_r)
     excess = _excess(both_s.mean(0) - both_r.mean(0), floor)
 
     draws = _resampled_means(log_s, None, rng) - _resampled_means(log_r, patients, rng)
@@ -357,36 +299,10 @@ def noise_power(
     evidence = (
         f"Between {top.low:.2g} and {top.high:.2g} cycles/mm a typical synthetic patch has {top.ratio:.2g} times the noise power of a real one "
         f"(95 % interval {top.interval.low:.2g} to {top.interval.high:.2g}); halves of real patients are within a factor of {top.floor:.2g} there. "
-        f"Between {quietest.low:.2g} and {quietest.high:.2g}, {quietest.quiet:.0%} of synthetic patches are as quiet as the quietest quarter of "
+        f"Between {quietest.low:.2g} and {quietest.high:.2g}, {100 * quietest.quiet:.0f} % of synthetic patches are as quiet as the quietest quarter of "
         f"real ones; halves of real patients are within {100 * quietest.quiet_floor:.0f} percentage points of one another."
     )
-    return NoisePower(tuple(bands), abs(float(np.log2(top.ratio))), float(np.log2(top.floor)), bool((excess > 1).any()), evidence)
-
-
-def band_edges(shape: Sequence[int], spacing_mm: Sequence[float]) -> Floats:
-    """Edges of at most 8 bands of equal width in cycles/mm, from 0 to the Nyquist frequency of the finest axis."""
-    mm, pixels = min(zip(spacing_mm, (-n for n in shape), strict=True))
-    return np.linspace(0, 0.5 / mm, min(MOST_BANDS, -pixels // 2) + 1)
-
-
-def noise_power_spectrum(hu: NDArray, spacing_mm: Sequence[float], window: tuple[float, float]) -> Floats:
-    """Each patch's noise power, radially averaged over the bands of `band_edges`, float64 (N, bands), HU^2 mm^2 (mm^3 in 3-D).
-
-    Squared DFT of the detrended patch times voxel size over the number of voxels (ICRU Report 87,
-    2012; IEC 62220-1: second-order detrending), so white noise has its variance times the voxel's
-    size. A taper, whose mean square is divided out, keeps edges of the patch from leaking: a patch
-    is no uniform phantom, and at low frequencies this is the power of anatomy.
-    """
-    frequency = np.meshgrid(*(np.fft.fftfreq(n, mm) for n, mm in zip(hu.shape[1:], spacing_mm, strict=True)), indexing="ij")
-    edges = band_edges(hu.shape[1:], spacing_mm)
-    band = np.digitize(np.linalg.norm(frequency, axis=0), edges * (1 + 1e-9), right=True).ravel()
-    average = (band[:, None] == np.arange(1, len(edges))).astype(np.float32)  # 0 Hz and the corners belong to no band
-    average /= average.sum(0)
-    scale = np.prod(spacing_mm) / np.prod([np.square(_taper(n)).sum() for n in hu.shape[1:]])
-    return np.concatenate([
-        np.square(np.abs(fft.fftn(some, axes=range(1, hu.ndim)))).reshape(len(some), -1) @ average
-        for some in _detrended_and_tapered(hu, window)
-    ]).astype(np.float64) * scale  # fmt: skip
+    return NoisePower(tuple(bands), bool((excess > 1).any()), evidence)
 
 
 def window_ends(real: NDArray, synthetic: NDArray, window: tuple[float, float], halvings: Halvings) -> WindowEnds:
@@ -407,14 +323,14 @@ def window_ends(real: NDArray, synthetic: NDArray, window: tuple[float, float], 
     r, s = shares(real), shares(synthetic)
     root_r, root_s = np.sqrt(r), np.sqrt(s)
     typical = (root_r.sum(0) + root_s.sum(0)) / np.maximum(1, (r > 0).sum(0) + (s > 0).sum(0))
-    floor = np.maximum(halvings.floor(root_r, lambda a, b: b - a), 3 / halvings.patients * typical)
+    floor = np.maximum(halvings.floor(root_r), 3 / halvings.patients * typical)
     excess = _excess(root_s.mean(0) - root_r.mean(0), floor)
     excess[2] *= root_s[:, 2].mean() > root_r[:, 2].mean()
     names = (f"at {low:g} HU or below", f"at {high:g} HU or above", "outside the window")
     found = [EndShare(*one) for one in zip(names, r.mean(0).tolist(), s.mean(0).tolist(), excess.tolist(), strict=True)]
     evidence = "; ".join(
         f"{one.name} lie {100 * one.synthetic:.2g} % of synthetic voxels and {100 * one.real:.2g} % of real ones, "
-        + ("more than any halves of real patients differ" if one.excess > 1 else "within what halves of real patients differ by")
+        + ("more than any halves of real patients differ by" if one.excess > 1 else "within what halves of real patients differ by")
         for one in found
     )
     return WindowEnds(tuple(found), bool((excess > 1).any()), evidence[0].upper() + evidence[1:] + ".")
@@ -538,40 +454,6 @@ def _resampled_means(per_patch: Floats, patients: Patients, rng: np.random.Gener
     count = int(index.max()) + 1
     weights = rng.multinomial(count, np.full(count, 1 / count), draws)[:, index].astype(np.float64)
     return weights @ per_patch / weights.sum(1, keepdims=True)
-
-
-def _detrended_and_tapered(hu: NDArray, window: tuple[float, float]) -> Iterator[Floats]:
-    """Batches of patches, float32, less their best second-order polynomial, fading out towards their borders."""
-    shape = hu.shape[1:]
-    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    terms = [np.ones(shape), *axes, *(a * b for a, b in combinations_with_replacement(axes, 2))]
-    basis = np.linalg.qr(np.stack([term.ravel() for term in terms], axis=1))[0].astype(np.float32)
-    taper = np.ones(shape, np.float32)
-    for axis, n in enumerate(shape):
-        taper *= _taper(n).astype(np.float32).reshape(-1, *[1] * (len(shape) - axis - 1))
-    for start in range(0, len(hu), BATCH):
-        flat = np.clip(hu[start : start + BATCH], *window).astype(np.float32).reshape(-1, len(basis))
-        yield (flat - flat @ basis @ basis.T).reshape(-1, *shape) * taper
-
-
-def _taper(n: int) -> Floats:
-    """Hann's, periodic: a wave leaks into the two frequencies beside it and into no other."""
-    return np.sin(np.pi * np.arange(n) / n) ** 2
-
-
-def _peak_weights(steps: Sequence[NDArray]) -> Floats:
-    """Weights, (offsets,), of log power: 1 at the frequency itself, less what a quadratic through the ring around it gives there.
-
-    steps: the offsets along each axis. The ring is 2 or 3 steps away: nearer ones hold what the taper leaks of a peak.
-    """
-    grid = np.meshgrid(*steps, indexing="ij")
-    offsets = np.stack([one.ravel() for one in grid if np.ptp(one)], axis=1)
-    away = np.abs(offsets).max(1)
-    pairs = combinations_with_replacement(offsets.T, 2)
-    terms = np.column_stack([np.ones(len(offsets)), offsets, *(a * b for a, b in pairs)])
-    weights = np.where(away == 0, 1.0, 0.0)
-    weights[away >= 2] = -np.linalg.pinv(terms[away >= 2])[0]  # the constant term is the value at the frequency itself
-    return weights
 
 
 def _excess(difference: Floats, floor: Floats) -> Floats:

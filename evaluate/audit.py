@@ -105,11 +105,29 @@ def audit(
         memorisation=memorisation,
         detector=detector,
         privacy=privacy,
-        guaranteed=bool(privacy) and not privacy.startswith("no guarantee"),
+        guaranteed=is_guarantee(privacy),
         kernel_over_subsets=subsets,
-        notes=notes,
+        notes=(*notes, *_thinned_notes(cohort, config.samples)),
     )
     return report, Pictures(reference, synthetic, measured[0], measured[1], suspects, controls)
+
+
+def _thinned_notes(cohort: Cohort, most: int) -> list[str]:
+    """What was left out of the comparisons and of the search for copies."""
+    named = (("training", cohort.training), ("held-out", cohort.held_out), ("synthetic", cohort.synthetic))
+    left_out = [f"{most} of {len(one)} {name} patches" for name, one in named if len(one) > most]
+    if not left_out:
+        return []
+    largest = max(len(one) for _, one in named)
+    return [
+        f"Only {' and '.join(left_out)}, drawn at random, were compared and searched for copies: a copy among the others is not found. "
+        f"--samples {largest} takes all."
+    ]
+
+
+def is_guarantee(said: str) -> bool:
+    """Whether what is said of the samples' privacy is a promise: of several models, each must make it."""
+    return "differentially private" in said and "no guarantee" not in said
 
 
 def _memorisation(

@@ -34,5 +34,7 @@ def families(compared: Compared, config: EvaluateConfig, warn: Callable[[str], N
     if len({one.name for one in found}) < len(found):
         raise ValueError(f"two extractors have one name ({', '.join(one.name for one in found)}); rename a file")
     if config.cache_root is not None:
+        if Path(config.cache_root).exists() and not Path(config.cache_root).is_dir():
+            raise NotADirectoryError(f"{config.cache_root}: a file; --cache-root is a folder that keeps features")
         found = [cached(one, Path(config.cache_root), warn) for one in found]
     return found, tuple(notes)

@@ -1,23 +1,25 @@
-"""The figures of a report that others are compared with and gates ask for: each with a name, an interval and a direction.
+"""The figures of a report by which reports are compared and gates decide: each with a name, an interval and a direction.
 
 Names are words with dots between them: `frechet.radiomics`, `detector.delta.sensitivity`. They stand in report.json as "figures".
 """
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from evaluate.intervals import Floor, Interval
 from evaluate.report import DetectorResult, Distance, MemorisationResult, Report
+from evaluate.verdict import Level
 
 Better = Literal["lower", "higher", "neither"]
 
 ALIASES = {"recall": "sensitivity", "fid": "frechet.inception-v3", "kid": "kernel.inception-v3"}
-"""What people also say, where a name ends in it or is it: of a detector, "recall" is its sensitivity."""
+"""Other words for the last part of a name: the recall of a detector is its sensitivity, the FID is the whole name."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _with_interval(value: float, interval: Interval | None, better: Better) -> F
     return Figure(value, interval.low if interval else None, interval.high if interval else None, better)
 
 
-NAME = r"[\w.+\- ]+?"
+NAME = r"[\w.+:/\- ]+?"
 GATE = re.compile(rf"\s*({NAME})\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
@@ -108,22 +110,26 @@ class Gate:
         if name.startswith("verdict."):
             if sign not in ("==", "!="):
                 raise ValueError(f"--fail-if {text!r}: a verdict is a word; compare it by == or !=, such as 'verdict.memorisation == bad'")
+            if bound not in get_args(Level):
+                raise ValueError(f"--fail-if {text!r}: {bound!r} is no verdict; there are {', '.join(get_args(Level))}")
         else:
             try:
-                float(bound)
+                number = float(bound)
             except ValueError:
-                raise ValueError(f"--fail-if {text!r}: {bound!r} is no number") from None
+                number = math.nan
+            if math.isnan(number):  # which is neither above nor below anything: the gate would never fail
+                raise ValueError(f"--fail-if {text!r}: {bound!r} is no number")
         return cls(text, name, sign, bound)
 
     def fails(self, figures: Mapping[str, Figure], verdicts: Mapping[str, str]) -> str | None:
-        """Why the report fails, in a sentence; None where it does not. A figure that was not measured fails: nobody knows that it is right."""
+        """Why the report fails, in a sentence; None where it does not. A figure that was not measured fails: nobody knows that it is good enough."""
         if self.name.startswith("verdict."):
             level = verdicts.get(self.name.removeprefix("verdict."))
             if level is None:
                 return f"{self.text}: no such verdict; there are {', '.join(f'verdict.{part}' for part in verdicts)}"
             return f"{self.text}: it is {level}" if (level == self.bound) == (self.sign == "==") else None
         value = _value_of(self.name, figures)
-        if value is None:
+        if value is None or math.isnan(value):
             return f"{self.text}: not measured; there are {', '.join(figures)}"
         return f"{self.text}: it is {value:.4g}" if COMPARE[self.sign](value, float(self.bound)) else None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from evaluate.artefacts import Artefacts
@@ -23,15 +24,18 @@ MARKS = {"good": "✓", "doubt": "?", "bad": "✗", "unknown": "–"}
 
 
 def to_html(report: Report, pictures: Pictures, show_real: bool = True) -> str:
-    """The page. show_real: False leaves out every real patch, for readers who may not see patients."""
+    """The page. show_real: False leaves out every real patch, for readers who may not see patients; a synthetic copy of one, too."""
     environment = templates()
     window = report.compared.window
     found = report.memorisation
+    copies = {one.patch for one in (*found.copies, *found.held_out_copies)} if isinstance(found, MemorisationResult) else set[str]()
+    hidden = set() if show_real else copies
+    synthetic_hu = pictures.synthetic.hu[~np.isin(pictures.synthetic.ids, sorted(hidden))]
     suspects = found.suspects if isinstance(found, MemorisationResult) else ()
     shown = [
         (
             suspect,
-            picture(synthetic, window),
+            None if suspect.synthetic in hidden else picture(synthetic, window),
             picture(training, window) if show_real else None,
             picture(held_out, window) if show_real and held_out is not None else None,
         )
@@ -48,13 +52,17 @@ def to_html(report: Report, pictures: Pictures, show_real: bool = True) -> str:
     )
     return environment.get_template("page.html.jinja").render(
         report=report,
+        how={one.patch: one.how for one in found.copies} if isinstance(found, MemorisationResult) else {},
+        suspects_nearest=min((one.closeness for one in suspects), default=None),
+        controls_nearest=min((one.closeness for one in found.controls), default=None) if isinstance(found, MemorisationResult) else None,
         compared=report.compared,
         what=what_was_compared(report),
         verdicts=verdicts_of(report),
         marks=MARKS,
-        limits=limits_of(report),
+        limits=[sentence for sentence in limits_of(report) if sentence not in report.notes],  # the notes stand at the top
         real_grid=grid(pictures.real.hu, window) if show_real else None,
-        synthetic_grid=grid(pictures.synthetic.hu, window),
+        synthetic_grid=grid(synthetic_hu, window) if len(synthetic_hu) else None,
+        hidden=len(hidden),
         attributes_figure=attribute_distributions(pictures.real_attributes, pictures.synthetic_attributes) if report.attributes else None,
         artefacts=_checks(report.artefacts),
         artefacts_figure=_artefacts_figure(report, pictures),

@@ -19,7 +19,7 @@ FORMAT = {"format": "lesiongan evaluation", "version": 2}
 def to_json(report: Report) -> dict[str, Any]:
     """The report as JSON types; NaN becomes null. Conventional keys stand at the top, for Inception only.
 
-    Beside all that was measured, `figures` (see key_figures.py) and `verdicts` are for programs that need no more.
+    `verdicts` and `figures` (see key_figures.py) are in short what follows in full.
     """
     short = {
         "verdicts": [_plain(one) for one in verdicts_of(report)],
@@ -29,7 +29,7 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def conventional_keys(report: Report) -> dict[str, float]:
-    """torch-fidelity's keys and those of prdc, when Inception features were used; else nothing."""
+    """The keys that torch-fidelity and prdc write, where Inception features were used; otherwise nothing."""
     found = {d.metric: d.value for d in report.distances if d.measure.extractor == INCEPTION and d.reference == report.compared.reference}
     if not found:
         return {}
@@ -81,7 +81,7 @@ def in_lines(report: Report) -> Iterator[str]:
 
 
 def _sentences(verdict: Verdict) -> list[str]:
-    return [*(one.sentence for one in verdict.findings), *verdict.evidence, *(f"Doubt: {one}" for one in verdict.doubt)]
+    return [*(one.sentence for one in verdict.findings), *verdict.evidence, *(f"Caution: {one}" for one in verdict.doubt)]
 
 
 def _interval(figure: Figure) -> str:

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evaluate.key_figures import Figure
+from evaluate.report_text import FORMAT
 
 SHOWN_FIRST = ("frechet", "kernel", "precision", "recall", "coverage", "memorisation", "detector")
 
 
 @dataclass(frozen=True)
 class Read:
-    """A report as compared: its name, its figures by name, its verdicts (part -> level), and what it was made of."""
+    """A report as compared: its name, its figures by name, its verdicts (part -> level), what it was made of, and the SHA-256 of each family's weights."""
 
     name: str
     figures: Mapping[str, Figure]
     verdicts: Mapping[str, str]
     compared: Mapping[str, Any]
+    weights: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def read_report(path: str | Path, name: str | None = None) -> Read:
@@ -32,11 +34,23 @@ def read_report(path: str | Path, name: str | None = None) -> Read:
     file = file / "report.json" if file.is_dir() else file
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        figures = {str(key): Figure(**one) for key, one in found["figures"].items()}
+        if found.get("version", FORMAT["version"]) != FORMAT["version"]:
+            raise ValueError(f"its version is {found['version']}, want {FORMAT['version']}")
+        figures = {str(key): _figure(one) for key, one in found["figures"].items()}
         verdicts = {str(one["part"]): str(one["level"]) for one in found["verdicts"]}
-        return Read(name or file.resolve().parent.name, figures, verdicts, dict(found["compared"]))
+        weights = {str(one["measure"]["extractor"]): one["measure"]["weights_sha256"] for one in found.get("distances", ())}
+        compared = dict(found["compared"])
+        _ = compared["real_sha256"], compared["synthetic_sha256"], int(compared["synthetic"]["patches"])
+        return Read(name or file.resolve().parent.name, figures, verdicts, compared, weights)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file}: not a report of this version ({' '.join(str(error).split())[:80]}); evaluate again") from None
+
+
+def _figure(one: Mapping[str, Any]) -> Figure:
+    figure = Figure(**one)
+    if not all(isinstance(end, int | float) for end in (figure.value, figure.low or 0, figure.high or 0)):
+        raise TypeError(f"no number: {one}")
+    return figure
 
 
 def check_comparable(reports: Sequence[Read]) -> list[str]:
@@ -49,6 +63,11 @@ def check_comparable(reports: Sequence[Read]) -> list[str]:
         if len({json.dumps(one.compared.get(key)) for one in reports}) > 1:
             raise ValueError(
                 f"the reports are of different {words}: distances to different patients cannot be compared; evaluate on one folder"
+            )
+    for family in dict.fromkeys(family for one in reports for family in one.weights):
+        if len({one.weights[family] for one in reports if family in one.weights}) > 1:
+            raise ValueError(
+                f"{family} has other weights in one report than in another: its distances cannot be compared; evaluate with one file"
             )
     notes = []
     if len(counts := {one.compared["synthetic"]["patches"] for one in reports}) > 1:
@@ -92,7 +111,10 @@ def ranking(reports: Sequence[Read], figure: str) -> list[list[str]]:
 
 
 def in_words(reports: Sequence[Read]) -> Iterator[str]:
-    """A sentence for each family of features, and one on where they disagree."""
+    """A sentence for each report with a bad verdict, for each family of features, and one on where they disagree."""
+    for one in reports:
+        if bad := [part for part, level in one.verdicts.items() if level == "bad"]:
+            yield f"{one.name}: the verdict on {' and '.join(bad)} is bad. Being near to real patients does not make up for that; read its report."
     families = [name for name in figure_names(reports) if name.startswith("frechet.") and name.count(".") == 1]
     orders = {name.removeprefix("frechet."): ranking(reports, name) for name in families}
     for family, places in orders.items():

@@ -1,5 +1,6 @@
 """Words that a report is told in: what was compared, how numbers are written, and what a reader should not conclude."""
 
+from evaluate.features import INCEPTION
 from evaluate.intervals import Interval
 from evaluate.report import DetectorResult, Report
 
@@ -36,12 +37,13 @@ def limits_of(report: Report) -> list[str]:
             f"Only {compared.held_out.patients} held-out patients: floors and intervals rest on few people and could "
             "differ much with others."
         )
-    if not any(d.measure.weights_sha256 for d in report.distances):
+    families = {d.measure.extractor for d in report.distances}
+    if len(families) == 1:
         limits.append(
-            "One family of features was used (radiomics). Two generators should not be ranked on one family; give "
+            f"One family of features was used ({', '.join(families)}). Two generators should not be ranked on one family; give --encoder or "
             "--inception-weights for a second."
         )
-    if any(d.measure.weights_sha256 for d in report.distances):
+    if INCEPTION in families:
         limits.append("Inception learnt from photographs: what it notices is not what a radiologist notices.")
     limits += [
         "Distances depend on the number of patches. Compare them with the floor beside them, or with another report of the same "

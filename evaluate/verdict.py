@@ -3,11 +3,11 @@
 A verdict is derived from the report's numbers by the rules below and by nothing else, so that two readers get the same one. The
 yardstick is always what real patients differ by among themselves, never a number that looks good.
 
-quality       bad: a marked fault (far off, little variety, an artefact, classes exchanged, or the very patches it is judged against)
+quality       bad: a marked fault (far off, little variety, repeats, an artefact, classes exchanged, or the very patches it is judged against)
               doubt: a difference larger than between real patients      good: none found      unknown: no held-out patients
 memorisation  bad: copies of training patches      doubt: closer to training than to held-out patients      good: neither
 usefulness    good: the detector gains, beyond chance      doubt: no gain shown      bad: it loses      unknown: not measured
-privacy       good: a guarantee, and nothing against it      doubt: none      bad: copies, whatever was promised
+privacy       good: a guarantee is stated, and no copy found      doubt: none      bad: copies of any real patient, whatever was promised
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluate.artefacts import Artefacts
+from evaluate.artefacts import Artefacts, NoisePower
+from evaluate.copies import LEAST_CONTROL
 from evaluate.intervals import Floor
-from evaluate.report import Distance, MemorisationResult, Report
+from evaluate.report import Copied, Distance, MemorisationResult, Report
 from evaluate.summary import METRIC_WORDS, interval_words, number
 
 Part = Literal["quality", "memorisation", "usefulness", "privacy"]
 Level = Literal["good", "doubt", "bad", "unknown"]
+FindingName = Literal[
+    "apart", "far", "less_variety", "little_variety", "classes_swapped", "smooth", "noisy", "checkerboard", "wrong_hu", "gray_steps", "saturated",
+    "attributes", "duplicates", "repeats", "copies_of_held_out", "copies_of_training", "membership", "nearer_to_training", "no_guarantee",
+]  # fmt: skip
 
 FAR = 3.0
 """Times the real halves' own distance, above which a set is far off."""
@@ -31,34 +36,38 @@ LITTLE = 0.5
 """Times the real halves' own coverage or recall, below which a set has little variety."""
 SATURATED = 0.005
 """Share of voxels at an end of the window, beyond the real one, that is worth a word."""
-RARE_TAIL = 0.05
-"""Significance of tests."""
+SIGNIFICANT = 0.05
+FEW_PATCHES = 20
+"""Synthetic patches, below which quality is not judged."""
+FEW_PATIENTS = 20
+"""Held-out patients; among fewer only large differences can be seen."""
+ENOUGH_TRAININGS = 5
 
 HEADLINES: dict[tuple[Part, Level], str] = {
     ("quality", "good"): "No difference from real patients was found",
-    ("quality", "doubt"): "Like real lesions, with differences",
-    ("quality", "bad"): "Not like real lesions",
+    ("quality", "doubt"): "Differences from real patients, none of them marked",
+    ("quality", "bad"): "A marked fault was found",
     ("quality", "unknown"): "Cannot be judged",
     ("memorisation", "good"): "No copies of training patients were found",
     ("memorisation", "doubt"): "Leans towards its training patients",
     ("memorisation", "bad"): "Contains copies of training patients",
     ("memorisation", "unknown"): "Was not looked for",
-    ("usefulness", "good"): "A detector gets better",
+    ("usefulness", "good"): "A detector got better",
     ("usefulness", "doubt"): "No gain for a detector was shown",
-    ("usefulness", "bad"): "A detector gets worse",
-    ("usefulness", "unknown"): "Was not measured",
-    ("privacy", "good"): "Patients have a guarantee",
-    ("privacy", "doubt"): "Patients have no guarantee",
-    ("privacy", "bad"): "Patients are shown",
+    ("usefulness", "bad"): "A detector got worse",
+    ("usefulness", "unknown"): "Is not known",
+    ("privacy", "good"): "Training patients have a stated guarantee",
+    ("privacy", "doubt"): "Training patients have no guarantee",
+    ("privacy", "bad"): "Real patients are shown",
     ("privacy", "unknown"): "Is not known",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was found. name: a word for gates and tests; severe: whether it alone makes a verdict bad."""
+    """Something that was found. name: a word for programs; severe: whether it alone makes a verdict bad."""
 
-    name: str
+    name: FindingName
     severe: bool
     sentence: str
 
@@ -91,33 +100,47 @@ def _level(findings: list[Finding]) -> Level:
 def _quality(report: Report) -> Verdict:
     if report.compared.held_out is None:
         return _verdict(
-            "quality", "unknown", [], [], ["There are no held-out patients: being near to training patients is also what copying is."]
+            "quality", "unknown", [], [], ["There are no held-out patients, and being near to training patients is also what copies are."]
         )
     judged = [d for d in report.distances if d.reference == "held-out" and isinstance(d.floor, Floor)]
     if not judged:
-        return _verdict("quality", "unknown", [], [], ["There are too few held-out patients for a floor to read distances against."])
+        return _verdict("quality", "unknown", [], [], ["There are too few held-out patients to say what real patients differ by."])
+    if report.compared.synthetic.patches < FEW_PATCHES:
+        return _verdict(
+            "quality",
+            "unknown",
+            [],
+            [],
+            [f"{report.compared.synthetic.patches} synthetic patches are too few to tell anything; draw more."],
+        )
     findings = [
         *_repeated(report.memorisation), *(one for d in judged if (one := _distant(d))), *_narrow(judged), *_exchanged(report),
         *_artefacts(report.artefacts), *_attributes(report),
     ]  # fmt: skip
     evidence = [
-        f"{d.title}: {number(d.floor.synthetic_value)} at {d.floor.samples} patches, where halves of real patients are at {number(d.floor.value)} "
-        f"({number(d.floor.low)} to {number(d.floor.high)})."
+        f"{d.title}: {number(d.floor.synthetic_value)} from synthetic to real patches, {number(d.floor.value)} between two halves of the real "
+        f"patients ({number(d.floor.low)} to {number(d.floor.high)} in 95 % of halvings), with {d.floor.samples} patches each."
         for d in judged
         if d.metric == "frechet" and isinstance(d.floor, Floor)
     ]
     if isinstance(report.artefacts, Artefacts) and not report.artefacts.differing:
-        evidence.append("No checkerboard, blur, noise, shift of HU or steps of gray beyond those between real patients.")
+        evidence.append("No checkerboard, blur, noise, shift of HU or steps of gray was found beyond what real patients differ by.")
     families = {d.measure.extractor for d in judged}
     doubt = []
     if len(families) == 1:
-        doubt.append(f"One family of features ({', '.join(families)}) was asked; another may see what it does not.")
-    if report.compared.held_out.patients < 20:
-        doubt.append(f"{report.compared.held_out.patients} held-out patients are few: only large differences can be seen.")
+        doubt.append(f"Only one family of features ({', '.join(families)}) was used; another may see what it misses.")
+    if report.compared.held_out.patients < FEW_PATIENTS:
+        doubt.append(f"Held-out patients: only {report.compared.held_out.patients}. Among so few, only large differences can be seen.")
     if isinstance(report.artefacts, str):
         doubt.append(f"Artefacts were not looked for: {report.artefacts}.")
     if isinstance(report.memorisation, MemorisationResult) and report.memorisation.duplicates:
-        doubt.append("Held-out patients are also among the training patients (see below): no number of theirs can be trusted.")
+        findings.append(
+            Finding(
+                "duplicates", False,
+                f"Held-out patches that show what a training patch shows: {len(report.memorisation.duplicates)}. The generator may have seen "
+                "whom it is judged by, so nothing here can be trusted before they are sorted out.",
+            )
+        )  # fmt: skip
     return _verdict("quality", _level(findings), findings, evidence, doubt)
 
 
@@ -125,8 +148,10 @@ def _distant(d: Distance) -> Finding | None:
     f = d.floor
     if d.metric != "frechet" or not isinstance(f, Floor) or f.synthetic_value <= f.high:
         return None
-    times = f.synthetic_value / f.value
-    sentence = f"{d.title}: {times:.1f} times as far from real patients as these are from one another."
+    times = f.synthetic_value / f.value if f.value > 0 else math.inf
+    sentence = f"{d.title}: synthetic patches are {times:.1f} times as far from real patients as two halves of these are from each other."
+    if not f.value > 0:
+        sentence = f"{d.title}: real patients do not differ at all, synthetic patches do."
     return Finding("far", times > FAR, sentence) if times > FAR else Finding("apart", False, sentence)
 
 
@@ -137,7 +162,8 @@ def _narrow(judged: list[Distance]) -> Iterator[Finding]:
             severe = f.synthetic_value < LITTLE * f.value
             yield Finding(
                 "little_variety" if severe else "less_variety", severe,
-                f"{d.title}: {f.synthetic_value:.2f}, where halves of real patients reach {f.value:.2f} ({f.low:.2f} to {f.high:.2f}).",
+                f"{d.title}: synthetic patches reach {f.synthetic_value:.2f} of real variety, where one half of the real patients reaches {f.value:.2f} "
+                f"of the other's ({f.low:.2f} to {f.high:.2f} in 95 % of halvings).",
             )  # fmt: skip
 
 
@@ -145,7 +171,8 @@ def _exchanged(report: Report) -> Iterator[Finding]:
     for one in report.confused:
         yield Finding(
             "classes_swapped", True,
-            f"What is called {one.label} is nearer to real {one.nearest} ({number(one.other)}) than to real {one.label} ({number(one.own)}).",
+            f"Patches called {one.label} are nearer to real {one.nearest} (Fréchet distance {number(one.other)}) than to real {one.label} "
+            f"({number(one.own)}).",
         )  # fmt: skip
 
 
@@ -153,13 +180,27 @@ def _artefacts(found: Artefacts | str) -> Iterator[Finding]:
     if isinstance(found, str):
         return
     if found.noise_power.differs:
-        band = max(found.noise_power.bands, key=lambda b: abs(_log(b.ratio)) / max(_log(b.floor), 1e-9))
-        yield Finding("smooth" if band.ratio < 1 else "noisy", True, found.noise_power.evidence)
-    for name, check in (("checkerboard", found.checkerboard), ("wrong_hu", found.gray_map), ("gray_steps", found.gray_levels)):
-        if check.differs:
-            yield Finding(name, True, check.evidence)
-    if any(abs(one.excess) > 1 and abs(one.synthetic - one.real) > SATURATED for one in found.window_ends.shares):
-        yield Finding("saturated", False, found.window_ends.evidence)
+        if _smooth(found.noise_power):
+            yield Finding("smooth", True, f"Too smooth. {found.noise_power.evidence}")
+        else:
+            yield Finding("noisy", True, f"Too noisy. {found.noise_power.evidence}")
+    if found.checkerboard.differs:
+        yield Finding(
+            "checkerboard", True, f"A checkerboard, or a gap in the spectrum, as upsampling leaves it. {found.checkerboard.evidence}"
+        )
+    if found.gray_map.differs:
+        yield Finding("wrong_hu", True, f"HU are shifted or scaled. {found.gray_map.evidence}")
+    if found.gray_levels.differs:
+        yield Finding("gray_steps", True, f"The steps between gray levels differ. {found.gray_levels.evidence}")
+    if any(one.excess > 1 and abs(one.synthetic - one.real) > SATURATED for one in found.window_ends.shares):
+        yield Finding("saturated", False, f"Voxels at the ends of the window differ in number. {found.window_ends.evidence}")
+
+
+def _smooth(found: NoisePower) -> bool:
+    """Whether what is most unusual, of all ratios and shares of quiet patches, is too little noise; otherwise too much."""
+    logs = [(_log(band.ratio), _log(band.floor)) for band in found.bands]
+    quiet = [(0.25 - band.quiet, band.quiet_floor) for band in found.bands]
+    return max((abs(more) / max(floor, 1e-9), more < 0) for more, floor in (*logs, *quiet))[1]
 
 
 def _log(ratio: float) -> float:
@@ -167,10 +208,10 @@ def _log(ratio: float) -> float:
 
 
 def _attributes(report: Report) -> Iterator[Finding]:
-    differing = [a for a in report.attributes if a.p_holm < RARE_TAIL]
+    differing = [a for a in report.attributes if a.p_holm < SIGNIFICANT]
     if differing:
         words = "; ".join(f"{a.title} {number(a.real_median)} real, {number(a.synthetic_median)} synthetic" for a in differing)
-        yield Finding("attributes", False, f"Lesion attributes differ (medians: {words}).")
+        yield Finding("attributes", False, f"Distributions of lesion attributes differ (medians: {words}).")
 
 
 def _repeated(found: MemorisationResult | str) -> Iterator[Finding]:
@@ -180,11 +221,17 @@ def _repeated(found: MemorisationResult | str) -> Iterator[Finding]:
     if found.held_out_copies:
         yield Finding(
             "copies_of_held_out", True,
-            f"{len(found.held_out_copies)} synthetic patches show the very lesions they are judged against (first: {found.held_out_copies[0].patch} "
-            f"is {found.held_out_copies[0].real}): whoever made them has seen the held-out patients.",
+            f"{_listed('held-out', found.held_out_copies)} Whoever made these has probably seen the held-out patients, so quality cannot be judged by them.",
         )  # fmt: skip
     if found.repeats:
-        yield Finding("repeats", True, f"{found.repeats} synthetic patches are equal to another one, voxel for voxel.")
+        yield Finding("repeats", True, f"Synthetic patches that repeat an earlier one, voxel for voxel: {found.repeats}.")
+
+
+def _listed(name: str, copies: tuple[Copied, ...]) -> str:
+    """How many synthetic patches show what a real one shows, and which is the nearest."""
+    exact, first = sum(one.exact for one in copies), copies[0]
+    equal = f", {exact} of them voxel for voxel" if exact else ""
+    return f"Synthetic patches that show what a {name} patch shows: {len(copies)}{equal}. The nearest: {first.patch} is {first.real}, {first.how}."
 
 
 def _memorisation(report: Report) -> Verdict:
@@ -193,24 +240,27 @@ def _memorisation(report: Report) -> Verdict:
         return _verdict("memorisation", "unknown", [], [], [f"Copies were not looked for: {found}."])
     findings, evidence, doubt = [], [], []
     if found.copies:
-        exact = sum(one.exact for one in found.copies)
-        first = found.copies[0]
-        findings.append(
-            Finding(
-                "copies_of_training",
-                True,
-                f"{len(found.copies)} synthetic patches show what a training patch shows{f' ({exact} of them voxel for voxel)' if exact else ''}; "
-                f"the nearest: {first.patch} is {first.real}, {first.how}.",
+        findings.append(Finding("copies_of_training", True, _listed("training", found.copies)))
+        if not any(one.exact for one in found.copies):
+            doubt.append(
+                "None of these is equal voxel for voxel. Up to one in twenty sets without copies raises a false alarm, so look at the pairs."
             )
-        )
     else:
         evidence.append(
-            "Each synthetic patch was laid over every training patch (mirrored, turned, moved, with another contrast); none fits better than "
-            "patches of other patients do, with one false alarm in twenty such reports."
+            "Each synthetic patch that was compared was laid over every such training patch (mirrored, turned by right angles, moved, with another contrast). "
+            "None fits nearer than chance explains."
+        )
+    if found.control_patients < LEAST_CONTROL:
+        doubt.append(
+            f"Real patients to tell chance from copying: {found.control_patients}, and {LEAST_CONTROL} are needed. "
+            "With fewer, little but equal voxels is recognised as a copy."
         )
     m, a, b = found.membership, found.nearer_to_training, found.nearer_to_half
     if m is not None:
-        sentence = f"Closeness to the synthetic patches tells training from held-out patients with AUROC {m.auroc:.2f} ({m.auroc_interval.low:.2f} to {m.auroc_interval.high:.2f}; 0.5 is guessing)."
+        sentence = (
+            f"By closeness to synthetic patches, training patients are told from held-out ones with AUROC {m.auroc:.2f} "
+            f"(95 % interval {m.auroc_interval.low:.2f} to {m.auroc_interval.high:.2f}; 0.5 is guessing)."
+        )
         if m.auroc_interval.low > 0.5:
             findings.append(Finding("membership", False, sentence))
         else:
@@ -220,16 +270,18 @@ def _memorisation(report: Report) -> Verdict:
             Finding(
                 "nearer_to_training",
                 False,
-                f"{a.value:.0%} of synthetic patches are nearer to training patients; {b.value:.0%} in the control.",
+                f"{100 * a.value:.0f} % of synthetic patches are nearer to training than to held-out patients. Between two halves of the held-out "
+                f"patients, {100 * b.value:.0f} % are nearer to the first.",
             )
         )
     if m is None:
-        doubt.append("Without held-out patients there is no control: a model that only leans on its training patients is not noticed.")
-    doubt.append(
-        "What identifies a patient may survive in a picture that is no copy; only a guarantee (differential privacy) speaks of that."
-    )
+        doubt.append("Without held-out patients, a generator that leans on its training patients without copying them is not noticed.")
+    doubt.append("A picture that is no copy may still keep what identifies a patient. Only differential privacy bounds that.")
     if found.duplicates:
-        doubt.append(f"{len(found.duplicates)} held-out patches are also among the training patches: the control is not one.")
+        doubt.append(
+            f"Held-out patches that show what a training patch shows: {len(found.duplicates)}. Their patients may not be unseen, so no comparison with "
+            "held-out patients can be trusted."
+        )
     return _verdict("memorisation", _level(findings), findings, evidence, doubt)
 
 
@@ -241,29 +293,41 @@ def _usefulness(report: Report) -> Verdict:
         return _verdict("usefulness", "unknown", [], [], ["No detector was trained on real and synthetic lesions together."])
     differences = {name: found.differences[found.headline][name] for name in ("auroc", "sensitivity", "balanced_accuracy")}
     words = "; ".join(f"{METRIC_WORDS[name]} {d.value:+.3f}{interval_words(d.interval)}" for name, d in differences.items())
-    evidence = [f"{found.headline} less {found.compared_with[found.headline]}, on {found.test_patients} held-out patients: {words}."]
-    doubt = ["The verdict is by AUROC, which needs no threshold; it is of this detector and these patients."]
-    if found.seeds < 5:
-        doubt.append(f"{found.seeds} trainings of each arm: 5 or more make a result.")
+    evidence = [
+        f"Detector trained on {found.headline} less that on {found.compared_with[found.headline]}, on {found.test_patients} held-out patients: {words}."
+    ]
+    doubt = ["The verdict goes by AUROC, which needs no threshold. It holds for this detector and these patients."]
+    if found.seeds < ENOUGH_TRAININGS:
+        doubt.append(f"Trainings of each detector: {found.seeds}. With fewer than {ENOUGH_TRAININGS}, chance in training is hardly seen.")
     auroc = differences["auroc"].interval
     if isinstance(auroc, str):
         return _verdict("usefulness", "unknown", [], evidence, [f"There is no interval: {auroc}.", *doubt])
+    if found.seeds == 1:  # then the interval is about patients alone
+        return _verdict("usefulness", "doubt", [], evidence, doubt)
     return _verdict("usefulness", "good" if auroc.low > 0 else "bad" if auroc.high < 0 else "doubt", [], evidence, doubt)
 
 
 def _privacy(report: Report) -> Verdict:
     found, said = report.memorisation, report.privacy
-    if isinstance(found, MemorisationResult) and found.copies:
-        promised = f" although it was promised: {said}" if report.guaranteed else ""
-        return _verdict("privacy", "bad", [Finding("copies_of_training", True, f"There are copies of training patches{promised}.")], [], [])
+    if isinstance(found, MemorisationResult) and (found.copies or found.held_out_copies):
+        promised = ", although a guarantee is stated" if report.guaranteed else ""
+        shown = "Synthetic patches that show what a {} patch shows: {}{}."
+        findings = []
+        if found.copies:
+            findings.append(Finding("copies_of_training", True, shown.format("training", len(found.copies), promised)))
+        if found.held_out_copies:
+            findings.append(Finding("copies_of_held_out", True, shown.format("held-out", len(found.held_out_copies), promised)))
+        return _verdict("privacy", "bad", findings, [said] if report.guaranteed else [], [])
+    searched = f"Copies were not looked for: {found}." if isinstance(found, str) else "That no copies were found is no proof of privacy."
     if not said:
-        return _verdict("privacy", "unknown", [], [], ["Nothing says how the patches were made: there is no sampling.json beside them."])
+        doubt = ["No sampling.json beside the patches says whether they come with differential privacy.", searched]
+        return _verdict("privacy", "unknown", [], [], doubt)
     if report.guaranteed:
-        return _verdict(
-            "privacy", "good", [], [said],
-            ["The guarantee rests on the accountant and the code; `python -m evaluate privacy` attacks them. This report is outside of it."],
-        )  # fmt: skip
-    return _verdict(
-        "privacy", "doubt", [Finding("no_guarantee", False, "The generator was trained without differential privacy.")], [],
-        ["That no copies were found is no proof of privacy."],
-    )  # fmt: skip
+        doubt = [
+            "The guarantee is quoted, not checked: it rests on the training code. python -m evaluate privacy puts that to the test.",
+            "It is worth as much as its epsilon is small: at 1 it protects well, far above 10 it says little.",
+            "This report is outside of the guarantee: its figures were computed from patients.",
+        ]
+        return _verdict("privacy", "good", [], [said], [*doubt, searched] if isinstance(found, str) else doubt)
+    no_guarantee = Finding("no_guarantee", False, "The generator was trained without differential privacy.")
+    return _verdict("privacy", "doubt", [no_guarantee], [], [searched])

@@ -10,19 +10,16 @@ from scipy import ndimage
 from evaluate.artefacts import (
     Halvings,
     affine_map,
-    band_edges,
     checkerboard,
     find_artefacts,
     gray_levels,
     gray_map,
     noise_power,
-    noise_power_spectrum,
     quantiles,
-    upsampling_frequencies,
-    upsampling_peaks,
     window_ends,
 )
 from evaluate.figures import noise_and_gray_levels
+from evaluate.spectra import band_edges, noise_power_spectrum, upsampling_frequencies, upsampling_peaks, wave_amplitude
 
 WINDOW = (-1000.0, 400.0)
 PATIENTS = np.repeat(np.arange(40), 4)
@@ -93,8 +90,15 @@ def test_a_pure_checkerboard_has_its_peak_at_one_half_along_all_axes(shape):
     peaks, power = upsampling_peaks(whole(noise + 20 * board), WINDOW)
     assert frequencies[peaks.mean(0).argmax()] == expected
     assert np.delete(peaks.mean(0), peaks.mean(0).argmax()) == pytest.approx(0, abs=1.5)
-    # Its amplitude, from the power: Hann's taper has mean 1/2 along each axis.
-    assert np.sqrt(np.exp2(power[:, peaks.mean(0).argmax()].mean())) / (np.prod(shape) / 2 ** len(shape)) == pytest.approx(20, rel=0.02)
+    assert wave_amplitude(np.exp2(power.mean(0)), shape)[peaks.mean(0).argmax()] == pytest.approx(20, rel=0.02)
+
+
+def test_a_wave_is_as_high_as_it_was_made():
+    x = np.arange(32)
+    for n, one in enumerate(upsampling_frequencies((32, 32))):
+        wave = 20 * np.cos(2 * np.pi * np.add.outer(one[0] * x, one[1] * x))
+        power = upsampling_peaks((wave - 300)[None], WINDOW)[1]
+        assert wave_amplitude(np.exp2(power[0]), (32, 32))[n] == pytest.approx(20, rel=0.02)
 
 
 def test_frequencies_of_upsampling_are_listed_once_each():

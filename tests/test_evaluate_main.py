@@ -185,3 +185,101 @@ def test_an_encoder_of_ones_own_is_a_second_family(command, tmp_path):
     assert reports[0] == reports[1]  # the second from the cache
     assert {"frechet.radiomics", "frechet.simclr"} <= set(json.loads(reports[0])["figures"])
     assert list((tmp_path / "cache").iterdir())
+
+
+def test_a_page_without_real_patches_shows_no_copy_of_one_either(command, tmp_path):
+    real = write(tmp_path / "real", COHORT)
+    folder = PatchFolder.open(real)
+    spec = PatchSpec(folder.shape, folder.spacing_mm, folder.window, ("nodule",), origin="synthetic")
+    (tmp_path / "generated").mkdir()
+    writer = PatchWriter(tmp_path / "generated", spec)
+    lesions = folder.select(splits=["train"], classes=["nodule"])[:12]
+    for n, hu in enumerate(folder.hu(lesions)):
+        writer.add(Patch(hu if n < 3 else hu[::-1] // 2 - 300, f"s-{n}", "s", "nodule", split="synthetic"))
+    writer.finish()
+    done = command("evaluate", real, "generated", "--out", "report", "--detector.run", "false", "--draws", "20", "--show_real", "false")
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "report" / "report.json").read_text())["memorisation"]
+    copies = {one["patch"] for one in found["copies"]}
+    assert {"000000", "000001", "000002"} <= copies
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Real (held-out" not in page
+    assert 'alt="Nearest' not in page
+    assert "not shown: a copy" in page
+    assert not [one for one in copies if f"Synthetic patch {one}" in page]
+
+
+def test_a_misspelt_gate_is_told_before_the_work(command, tmp_path):
+    real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
+    for gate in ("verdict.qualty == bad", "verdict.quality == Bad", "frechet.radiomics > nan"):
+        done = command("evaluate", real, generated, "--out", "report", "--fail-if", gate)
+        assert (done.code, done.err.count("\n")) == (2, 1), gate
+        assert gate in done.err
+    assert not (tmp_path / "report").exists()
+
+
+def test_folders_in_the_wrong_order_are_told(command, tmp_path):
+    real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
+    done = command("evaluate", generated, real, "--out", "report")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "the folder of real patients comes first" in done.err
+
+
+def test_what_was_left_out_is_told(command, tmp_path):
+    real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
+    done = command("evaluate", real, generated, "--out", "report", "--detector.run", "false", "--draws", "20", "--samples", "30")
+    assert done.code == 0, done.err
+    told = "Only 30 of 40 synthetic patches, drawn at random, were compared and searched for copies"
+    for text in (done.out, *[f.read_text() for f in (tmp_path / "report").iterdir()]):
+        assert told in text
+
+
+PROMISE = "This run is differentially private with epsilon 8 and delta 1e-05."
+NONE = "no guarantee: trained without differential privacy"
+
+
+@pytest.mark.parametrize(("said", "level"), [(PROMISE, "good"), (f"{PROMISE} {NONE}", "doubt"), (f"{NONE} {PROMISE}", "doubt")])
+def test_samples_of_two_models_have_a_guarantee_when_both_do(command, tmp_path, said, level):
+    real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
+    (generated / "sampling.json").write_text(json.dumps({"privacy": said}))
+    done = command("evaluate", real, generated, "--out", "report", "--detector.run", "false", "--draws", "10")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert {one["part"]: one["level"] for one in report["verdicts"]}["privacy"] == level
+
+
+@pytest.mark.parametrize(
+    "drawn", ["[]", "{", '{"trained_on_sha256": "0"}', '{"models": [{"trained_on_sha256": null}, {"trained_on_sha256": "0"}]}']
+)
+def test_refuses_samples_of_other_patients_and_damaged_words_on_them(command, tmp_path, drawn):
+    real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
+    (generated / "sampling.json").write_text(drawn)
+    done = command("evaluate", real, generated, "--out", "report")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "trained on another patch folder" in done.err or "not as sample.py wrote it" in done.err
+
+
+def test_reports_that_cannot_be_compared_are_named(command, tmp_path):
+    real, quick = write(tmp_path / "real", COHORT), ("--detector.run", "false", "--draws", "10")
+    for name in ("one", "two"):
+        assert command("evaluate", real, synthetic(tmp_path / f"{name}-patches"), "--out", name, *quick).code == 0
+    file = tmp_path / "two" / "report.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole | {"verdicts": [{"part": "memorisation", "level": "bad"}]}))
+    done = command("evaluate", "compare", "one", "two")
+    assert done.code == 0, done.err
+    assert "- two: the verdict on memorisation is bad." in done.out
+
+    def told(changed):
+        file.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+        done = command("evaluate", "compare", "one", "two", "--out", "both")
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert not (tmp_path / "both").exists()
+        return done.err
+
+    assert "two/report.json: not a report" in told(file.read_text()[:5000])
+    assert "its version is 1" in told(whole | {"version": 1})
+    assert "two/report.json: not a report" in told(whole | {"compared": {"real_sha256": whole["compared"]["real_sha256"]}})
+    assert "two/report.json: not a report" in told(whole | {"figures": {"frechet.radiomics": {"value": "near"}}})
+    other = [d | {"measure": d["measure"] | {"weights_sha256": "1"}} for d in whole["distances"]]
+    assert "radiomics has other weights" in told(whole | {"distances": other})

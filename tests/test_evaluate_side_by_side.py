@@ -76,7 +76,11 @@ def test_a_name_cannot_break_the_table():
     assert "2 (1 to 3)" in text
 
 
-FIGURES = {"detector.delta.sensitivity": Figure(0.02, -0.01, 0.05, "higher"), "frechet.inception-v3": Figure(12.0)}
+FIGURES = {
+    "detector.delta.sensitivity": Figure(0.02, -0.01, 0.05, "higher"),
+    "frechet.inception-v3": Figure(12.0),
+    "class.a/b.frechet.torchscript:net": Figure(4.0),
+}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ FIGURES = {"detector.delta.sensitivity": Figure(0.02, -0.01, 0.05, "higher"), "f
     [
         ("detector.delta.recall < 0", False), ("detector.delta.recall.low < 0", True), ("detector.delta.sensitivity<=0.02", True),
         ("fid > 10", True), ("fid > 12", False), ("fid >= 12", True), ("verdict.quality != good", False), ("verdict.quality == good", True),
-        ("memorisation.copies > 0", True), ("verdict.nothing == bad", True), ("frechet.inception-v3.low > 0", True),
+        ("memorisation.copies > 0", True), ("class.a/b.frechet.torchscript:net > 3", True), ("verdict.nothing == bad", True), ("frechet.inception-v3.low > 0", True),
     ],
 )  # fmt: skip
 def test_gates(gate, fails):
