@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch load: on arrays this small, threads cost more than they bring
 
 import importlib.util
+import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.command import run_command
 from data.dicom_writing import Subject, write_series
@@ -53,6 +55,21 @@ def command(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
         return Result(int(exit_.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def no_curves(monkeypatch) -> None:
+    """An empty file in place of a run's curves: drawing them takes a second, and is not what the test is about."""
+    monkeypatch.setattr("gan.curves.write_curves", lambda metrics, picture: picture.write_bytes(b""))
+
+
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """A report's page with a dot in place of each figure: drawing them takes longer than the rest, and is not what the test is about."""
+    dot = io.BytesIO()
+    Image.new("L", (1, 1)).save(dot, "png")
+    for name in ("attribute_distributions", "noise_and_gray_levels"):
+        monkeypatch.setattr(f"evaluate.page.{name}", lambda *sets: dot.getvalue())
 
 
 @pytest.fixture

@@ -166,8 +166,9 @@ def test_patients_are_dealt_out_once_and_those_to_test_with_are_left_alone(fooli
     assert dealt_hu == {hu.tobytes() for hu in source.hu(source.select(splits=["train", "validation"], classes=["nodule"]))}
 
 
-def test_a_set_of_8_bits_is_found_out_and_what_was_not_found_is_wrong(fooling, cohort, tmp_path):
+def test_a_set_of_8_bits_is_found_out_and_what_was_not_found_is_wrong(fooling, cohort, tmp_path, monkeypatch):
     path, sets = cohort
+    monkeypatch.setattr(fooling, "run", lambda *command, run=fooling.run: run(*command, "--draws", 20))
     case = next(one for one in fooling.CASES if one.name == "truncated to 8 bits")
     row = fooling.judged(case, path, sets, tmp_path / "case")
     assert row["right"]

@@ -171,6 +171,7 @@ def pooled(images):
 
 
 def test_end_to_end(mnist, made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mnist, "BATCH", 32)
     monkeypatch.setattr(mnist, "QUICK", mnist.Sizes((150, 40), 4, 16, 3, 40, 3))
     monkeypatch.setattr(mnist, "inception", lambda file, window, device: Extractor("pooled", "5ha", window, "none", True, (), pooled))
     file, picture = tmp_path / "mnist.json", tmp_path / "mnist.png"

@@ -55,6 +55,7 @@ def test_tables_and_json(step, tmp_path, monkeypatch, capsys):
 
 def test_different_gradients_are_not_timed(step, tmp_path, monkeypatch):
     right = step.our_generator
+    monkeypatch.setattr(step, "matrix_peak", lambda sizes, device, clock: (1.0, "nothing"))
     monkeypatch.setattr(step, "our_generator", lambda critic, synthetic: right(critic, synthetic * (1 + 1e-6)))
     with pytest.raises(ValueError, match="gradients differ"):
         step.main(["--quick", "--sizes", "16x16:4:4", "--json", str(tmp_path / "step.json")])

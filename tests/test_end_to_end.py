@@ -28,7 +28,7 @@ from gan.config import NetworkConfig, TrainingConfig
 from gan.trainer import Trainer
 
 SMALL = ["--training.batch", 8, "--training.n_critic", 1, "--networks.channels", 4, "--networks.latent", 8, "--training.device", "cpu"]
-QUICK_AUDIT = ["--detector.steps", 10, "--detector.seeds", 1]
+QUICK_AUDIT = ["--detector.steps", 10, "--detector.seeds", 1, "--draws", 20]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,6 @@ def patches(command, phantom):
     """A copy of the cohort here, and its patch folder."""
     shutil.copytree(phantom, ".", dirs_exist_ok=True)
     return Path("patches")
-
-
-@pytest.fixture
-def no_curves(monkeypatch):
-    """Drawing them takes a second a run, and is not what the test is about."""
-    monkeypatch.setattr("gan.curves.write_curves", lambda metrics, picture: None)
 
 
 def test_phantom_to_report(command, patches):
@@ -97,6 +91,7 @@ def test_phantom_to_report(command, patches):
         assert secret not in page + json.dumps(report)
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_same_command_same_bytes(command, patches):
     for name in ("a", "b"):
         assert command("train", "--data", patches, "--out", name, "--training.steps", 2, *SMALL).code == 0
@@ -381,6 +376,7 @@ def test_a_config_file_never_runs_code(command, patches, monkeypatch):
     assert not Path("new").exists()
 
 
+@pytest.mark.usefixtures("no_curves", "no_figures")
 def test_three_dimensions_take_the_same_way(command, patches):
     arguments = ["phantom", "--lesions", "phantom/annotations.csv", "--out", "cubes", "--size", 16, "--spacing", 3, "--dims", 3]
     assert command("data", "prepare", *arguments, "--processes", 1, "--validation", 0.25, "--test", 0.25).code == 0
@@ -394,6 +390,7 @@ def test_three_dimensions_take_the_same_way(command, patches):
     assert done.code == 0, done.err
 
 
+@pytest.mark.usefixtures("no_curves", "no_figures")
 def test_real_nodules_in_miniature(command, real_data):
     options = ["--window", "-1000,400", "--classes", "non-nodule,nodule", "--background", "non-nodule", "--size", 32]
     done = command("data", "import", real_data / "luna16-patches" / "luna16_patches.npz", "--out", "patches", *options)

@@ -26,10 +26,12 @@ import train
 from data.command import run_command
 from data.files import new_folder
 from data.patches import Patch, PatchSpec, PatchWriter
-from gan.checkpoint import load_checkpoint, locked
+from gan.checkpoint import load_checkpoint, locked, write_atomically
 
 SMALL = ["--training.batch", 8, "--training.n_critic", 1, "--networks.channels", 4, "--networks.latent", 8, "--training.device", "cpu",
          "--training.log_every", 1]  # fmt: skip
+
+CURVES_BYTES = 180_000
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -66,7 +68,10 @@ def load_all() -> None:
     """What every start would load, so that no child has to; no thread is there when they are forked."""
     torch.set_num_threads(1)
     torch.optim.Adam([torch.zeros(1)])
-    for name in ("attrs", "yaml", "PIL.Image", "matplotlib.figure", "data.export", "gan.training", "evaluate.validation"):
+    for name in (
+        "attrs", "yaml", "docstring_parser", "PIL.Image", "lightning_fabric", "data.export", "gan.private_trainer", "gan.training",
+        "gan.transfer", "evaluate.validation",
+    ):  # fmt: skip
         importlib.import_module(name)
 
 
@@ -153,7 +158,7 @@ def assert_same_runs(one: str, other: str) -> None:
 def kill_often(folder: str, kills: int, steps: int) -> None:
     """One run to its end, then the same one killed so often: by turns some time after its start and some time after it got further.
 
-    `steps` must be several times `kills`, or the run ends too soon.
+    `steps` must be three times `kills`, or the run ends too soon.
     """
     os.chdir(folder)
     load_all()
@@ -172,12 +177,12 @@ def kill_often(folder: str, kills: int, steps: int) -> None:
     moments, step = Counter[str](), 0
     for n in range(kills):
         parts = Training("parts", *options)
-        wait_s = draws.uniform(0, start_s)
+        wait_s, most = draws.uniform(0, start_s), step
         if n > 5 and n % 2:
             wait_until_past("parts", step)
-            wait_s = draws.uniform(0, 2 * checkpoint_s)
+            wait_s, most = draws.uniform(0, 2 * checkpoint_s), step + 4
         deadline = time.monotonic() + wait_s
-        while time.monotonic() < deadline and newest("parts") <= step + 4:
+        while time.monotonic() < deadline and newest("parts") <= most:
             time.sleep(0.001)
         code, said = parts.end(kill=True)
         assert code == -signal.SIGKILL, said
@@ -193,14 +198,19 @@ def kill_often(folder: str, kills: int, steps: int) -> None:
 
 @needs_fork
 def test_fifty_kills_at_random_moments_change_nothing(tmp_path, patches):
-    said = in_own_process(kill_often, str(tmp_path), 50, 200)
+    said = in_own_process(kill_often, str(tmp_path), 50, 150)
     assert said.startswith("50 kills")
 
 
 def fill_the_disk(folder: str, own_file_system: bool) -> None:
-    """Trains while hardly anything fits on the disk, or into a file, with more room each time, and at last with enough."""
+    """Trains while hardly anything fits on the disk, or into a file, with more room each time, and at last with enough.
+
+    In place of the picture of the curves, which takes a second to draw, a file of its size is written as that is.
+    """
     os.chdir(folder)
     load_all()
+    curves = importlib.import_module("gan.curves")
+    curves.write_curves = lambda history, file: write_atomically(file, bytes(CURVES_BYTES))
     write_patches(Path("patches"))
     options = ["--training.checkpoint_every", 4, "--training.samples_every", 3, "--training.steps"]
     finish("whole", *options, 24)
@@ -260,6 +270,7 @@ def test_a_full_disk_stops_the_run_with_one_line(tmp_path):
     assert "mend this and run the same command again" in said
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_thirty_flipped_bits_are_noticed(command, tmp_path):
     write_patches(tmp_path / "patches", 88)
     options = ["train", "--data", tmp_path / "patches", "--training.steps", 3, "--training.checkpoint_every", 1, *SMALL]
@@ -304,6 +315,7 @@ def test_thirty_flipped_bits_are_noticed(command, tmp_path):
     assert newest("everywhere") == 3
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_second_training_in_the_same_run_folder_is_refused(command, patches):
     pytest.importorskip("fcntl")
     options = ["train", "--data", patches, "--out", "run", *SMALL]

@@ -68,6 +68,7 @@ def test_augmented_copies_are_no_real_patches(command, tmp_path):
     assert any("Augmented copies" in note for note in notes)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_same_seed_gives_the_same_report(command, tmp_path):
     real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
     texts = []
@@ -95,6 +96,7 @@ def test_training_patients_only_gives_distances_and_a_warning(command, tmp_path)
     assert report["memorisation"]["membership"] is None
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_validation_patients_stand_in_for_a_missing_test_split(command, tmp_path):
     real, generated = write(tmp_path / "real", {"train": 8, "validation": 8}), synthetic(tmp_path / "generated")
     done = command("evaluate", real, generated, "--out", tmp_path / "report", *QUICK)
@@ -148,6 +150,7 @@ def test_refuses_a_set_without_lesions_missing_weights_and_a_used_folder(command
     assert not [p for p in tmp_path.iterdir() if "partial" in p.name]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_gates_and_reports_side_by_side(command, tmp_path):
     real = write(tmp_path / "real", COHORT)
     quick = ("--detector.run", "false", "--draws", "20")
@@ -172,6 +175,7 @@ def test_gates_and_reports_side_by_side(command, tmp_path):
     assert (done.code, done.err.count("\n")) == (2, 1)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_encoder_of_ones_own_is_a_second_family(command, tmp_path):
     real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
     done = command("evaluate", "encoder", real, "--out", "encoder.safetensors", "--steps", 100, "--batch", 8)
@@ -187,6 +191,7 @@ def test_an_encoder_of_ones_own_is_a_second_family(command, tmp_path):
     assert list((tmp_path / "cache").iterdir())
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_page_without_real_patches_shows_no_copy_of_one_either(command, tmp_path):
     real = write(tmp_path / "real", COHORT)
     folder = PatchFolder.open(real)
@@ -225,6 +230,7 @@ def test_folders_in_the_wrong_order_are_told(command, tmp_path):
     assert "the folder of real patients comes first" in done.err
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_was_left_out_is_told(command, tmp_path):
     real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
     done = command("evaluate", real, generated, "--out", "report", "--detector.run", "false", "--draws", "20", "--samples", "30")
@@ -238,6 +244,7 @@ PROMISE = "This run is differentially private with epsilon 8 and delta 1e-05."
 NONE = "no guarantee: trained without differential privacy"
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(("said", "level"), [(PROMISE, "good"), (f"{PROMISE} {NONE}", "doubt"), (f"{NONE} {PROMISE}", "doubt")])
 def test_samples_of_two_models_have_a_guarantee_when_both_do(command, tmp_path, said, level):
     real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
@@ -259,6 +266,7 @@ def test_refuses_samples_of_other_patients_and_damaged_words_on_them(command, tm
     assert "trained on another patch folder" in done.err or "not as sample.py wrote it" in done.err
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_reports_that_cannot_be_compared_are_named(command, tmp_path):
     real, quick = write(tmp_path / "real", COHORT), ("--detector.run", "false", "--draws", "10")
     for name in ("one", "two"):

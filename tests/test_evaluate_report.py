@@ -125,7 +125,7 @@ def test_json_has_conventional_keys_for_inception_alone(audited):
     assert "frechet_inception_distance" not in to_json(without)
 
 
-def test_the_page_stands_alone_and_describes_its_pictures(audited):
+def test_the_page_stands_alone_and_describes_its_pictures(audited, request):
     report, pictures = audited
     page = to_html(report, pictures)
     assert not re.search(r'(?:src|href)="(?!data:)', page)
@@ -136,10 +136,12 @@ def test_the_page_stands_alone_and_describes_its_pictures(audited):
     assert all(re.search(r'alt="[^"]{10,}"', image) for image in images)
     for sentence in ("Fréchet inception distance (FID)", "Fréchet distance (radiomics)", "a note", "What this cannot say"):
         assert sentence in page
+    request.getfixturevalue("no_figures")
     without = to_html(report, pictures, show_real=False)
     assert len(re.findall(r"<img ", without)) == 3 + 3  # the suspect that is a copy shows a patient
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_text_from_a_folder_cannot_become_markup(audited):
     report, pictures = audited
     hostile = replace(report, classes=(replace(report.classes[0], label="<script>alert(1)</script>"),), notes=("<b>bold</b>",))

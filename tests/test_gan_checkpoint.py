@@ -201,9 +201,9 @@ def test_an_error_at_any_line_of_a_save_is_survived(tmp_path, monkeypatch, error
         raise error
 
     before = sys.gettrace()
+    save(tmp_path / "saved", 1, 2, 3, best=1)
     for n in range(1, 1000):
-        run = tmp_path / str(n)
-        save(run, 1, 2, 3, best=1)
+        run = shutil.copytree(tmp_path / "saved", tmp_path / str(n))
         sys.settrace(at_line(n, fail))
         with suppress(OSError, KeyboardInterrupt):
             save_checkpoint(run, checkpoint_at(4, best=1))
@@ -218,9 +218,9 @@ def test_an_error_at_any_line_of_a_save_is_survived(tmp_path, monkeypatch, error
 def kill_at_every_line(folder: Path) -> None:
     """Saves in a child that is killed when the n-th line begins, for each n; runs in a process of its own, for it forks."""
     os.fsync = lambda descriptor: None  # only a power cut asks for it, and it takes long
+    save(folder / "saved", 1, 2, 3, best=1)
     for n in range(1, 1000):
-        run = folder / str(n)
-        save(run, 1, 2, 3, best=1)
+        run = shutil.copytree(folder / "saved", folder / str(n))
         child = os.fork()
         if child == 0:
             sys.settrace(at_line(n, lambda: os.kill(os.getpid(), signal.SIGKILL)))

@@ -108,6 +108,7 @@ def metrics(run):
     return {line["step"]: line for line in map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())}
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_run_goes_on_in_two_processes_and_in_one_as_if_nothing_had_changed(command, patches):
     """With 64 bits, rounding hides no other difference. Shares of 5 patches are uneven, and that of the second step's last batch is empty."""
     options = [*OPTIONS, "--training.precision", 64, "--training.steps"]
@@ -150,6 +151,7 @@ def kill_a_worker(*arguments, run):
     return first, process.returncode, err
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_two_processes_started_by_the_run_itself_until_one_is_killed(command, patches):
     first, code, said = kill_a_worker(run="two")
     assert code != 0
