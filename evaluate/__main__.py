@@ -127,8 +127,8 @@ def main(arguments: Sequence[str]) -> int:
         for line in (*in_lines(report), *(f"\nNote: {note}" for note in report.notes)):
             print(line)
         print(f"\n{options.out}/report.html\n{options.out}/report.json\n{options.out}/report.md")
-    levels: dict[str, str] = {one.part: one.level for one in verdicts_of(report)}
-    failed = [why for gate in gates if (why := gate.fails(key_figures(report), levels))]
+    figures, levels = key_figures(report), {str(one.part): str(one.level) for one in verdicts_of(report)}
+    failed = [why for gate in gates if (why := gate.fails(figures, levels))]
     for why in failed:
         print(f"failed: {why}", file=sys.stderr)
     return 1 if failed else 0

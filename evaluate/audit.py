@@ -177,21 +177,7 @@ def _memorisation(
 
 
 def _copied(found: Sequence[Copy], patches: PatchSet, real: PatchSet) -> tuple[Copied, ...]:
-    return tuple(Copied(str(patches.ids[one.row]), str(real.ids[one.real]), one.exact, one.misfit, one.chance, _how(one)) for one in found)
-
-
-def _how(one: Copy) -> str:
-    """What was done to the real patch, in words."""
-    if one.exact and not any(one.shift) and not one.turn.mirrored and list(one.turn.axes) == sorted(one.turn.axes):
-        return "voxel for voxel"
-    turned = "turned" if list(one.turn.axes) != sorted(one.turn.axes) else "mirrored" if one.turn.mirrored else ""
-    moved = f"moved by {' and '.join(str(abs(n)) for n in one.shift)} voxels" if any(one.shift) else ""
-    changed = (
-        ""
-        if one.exact
-        else f"{one.difference_hu:.0f} HU apart" + (f" at {one.gain:.2f} of its contrast" if abs(one.gain - 1) > 0.1 else "")
-    )
-    return ", ".join(word for word in (turned, moved, changed) if word)
+    return tuple(Copied(str(patches.ids[one.row]), str(real.ids[one.real]), one.exact, one.misfit, one.chance, one.how) for one in found)
 
 
 def _suspect(found: Memorisation, row: int, copy: Copy | None, synthetic: PatchSet, training: PatchSet, held_out: PatchSet) -> Suspect:

@@ -44,6 +44,16 @@ class Copy:
     chance: float
     control_share: float
 
+    @property
+    def how(self) -> str:
+        """What was done to the real patch, in words."""
+        exchanged = list(self.turn.axes) != sorted(self.turn.axes)
+        turned = "turned" if exchanged else "mirrored" if self.turn.mirrored else ""
+        moved = f"moved by {' and '.join(str(abs(n)) for n in self.shift)} voxels" if any(self.shift) else ""
+        contrast = f" at {self.gain:.2f} of its contrast" if abs(self.gain - 1) > 0.1 else ""
+        changed = "" if self.exact else f"{self.difference_hu:.0f} HU apart{contrast}"
+        return ", ".join(word for word in (turned, moved, changed) if word) or "voxel for voxel"
+
 
 @dataclass(frozen=True)
 class Control:

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from monai.networks.nets import ResNet, resnet10, resnet18, resnet50
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from evaluate.classic import augment_classic, augment_policy
 from evaluate.detector_store import Arrays, DetectorStore, content_hash
 from evaluate.scores import Scores, choose_threshold
+from evaluate.tensors import channels_last, to_unit
 
 VERSION = 1
 """Of what a training computes; raised when it changes, so that kept trainings of before are not taken for it."""
@@ -284,7 +285,7 @@ def _network(name: str, dimensions: int, seed: int, device: str) -> nn.Module:
             )
         else:
             network = RESNETS[name](pretrained=False, spatial_dims=dimensions, n_input_channels=1, num_classes=1)
-    layout = torch.channels_last if dimensions == 2 else torch.channels_last_3d  # 1.2 to 1.9 times as fast on a CPU
+    layout = channels_last(dimensions)  # 1.2 to 1.9 times as fast on a CPU
     return network.to(device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
@@ -302,7 +303,7 @@ def _train(
     network = _network(recipe.network, train.hu.ndim - 1, int(weights.integers(2**31)), recipe.device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=recipe.steps)
-    x, generated = (_to_unit(one.hu, window, recipe.device) for one in (train, synthetic))
+    x, generated = (to_unit(one.hu, window, recipe.device) for one in (train, synthetic))
     lesions, free = np.flatnonzero(train.lesion), np.flatnonzero(~train.lesion)
     chances, synthetic_chances = (_chances(one, recipe.balance) for one in (train, synthetic))
     half = recipe.batch // 2
@@ -335,11 +336,5 @@ def _chances(one: DetectorSet, balance: str) -> NDArray[np.float64] | None:
 
 @torch.inference_mode()
 def _log_odds(network: nn.Module, hu: NDArray[np.int16], window: tuple[float, float], device: str) -> NDArray[np.float64]:
-    x = _to_unit(hu, window, device)
+    x = to_unit(hu, window, device)
     return np.concatenate([network(some[:, None])[:, 0].double().cpu().numpy() for some in x.split(256)])
-
-
-def _to_unit(hu: NDArray[np.int16], window: tuple[float, float], device: str) -> Tensor:
-    low, high = window
-    unit = (np.clip(hu, low, high).astype(np.float32) - low) * (2 / (high - low)) - 1
-    return torch.from_numpy(unit.astype(np.float32)).to(device)

@@ -5,8 +5,8 @@ it is trained anew; add seeds, arms or shares, and only these are. Files hold sc
 """
 
 import hashlib
+import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from evaluate.files import write_whole
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -49,12 +51,6 @@ class DetectorStore:
         """Writes the arrays, whole or not at all. Raises OSError when the folder cannot be written."""
         file = self._file(settings)
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as out:
-                np.savez(out, **arrays)  # type: ignore[arg-type]
-                out.flush()
-                os.fsync(out.fileno())  # whole also after a power cut
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        content = io.BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        write_whole(file, content.getvalue())

@@ -19,10 +19,10 @@ def families(compared: Compared, config: EvaluateConfig, warn: Callable[[str], N
     shape, window, notes = compared.shape, compared.window, list[str]()
     found = [radiomics(compared.spacing_mm or (1.0,) * len(shape), window)]
     if config.encoder is not None:
-        from evaluate.simclr import load_encoder, simclr
+        from evaluate.simclr import simclr
 
         found.append(simclr(config.encoder, shape, compared.spacing_mm, window, config.device))
-        if load_encoder(config.encoder)[1]["trained_on_sha256"] != compared.real_sha256:
+        if found[-1].trained_on_sha256 != compared.real_sha256:
             notes.append("The encoder was trained on another patch folder: held-out patients here may be among its training patients.")
     found += [torchscript(path, shape, window, config.device) for path in config.torchscript]
     try:

@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -25,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluate.features import Extractor
+from evaluate.files import write_whole
 
-_MEASURED_BY = ("features.py", "radiomics.py", "attributes.py", "simclr.py")
+_MEASURED_BY = ("features.py", "radiomics.py", "attributes.py", "simclr.py", "tensors.py")
 _LIBRARIES = ("numpy", "scipy", "torch", "monai", "torch-fidelity")
 _DIGEST = hashlib.sha256().digest_size
 
@@ -72,23 +71,6 @@ def feature_key(extractor: Extractor, hu: NDArray) -> str:
     digest = hashlib.sha256(json.dumps(described).encode())
     digest.update(hu.data)
     return digest.hexdigest()
-
-
-def write_whole(file: Path, content: bytes, mode: int = 0o644) -> None:
-    """The file with this content, or as it was before, also when several processes write it. Raises OSError."""
-    descriptor, partial = tempfile.mkstemp(prefix=f".{file.name[:40]}.", suffix=".partial", dir=file.parent)
-    try:
-        with open(descriptor, "wb") as written:
-            os.chmod(partial, mode)
-            written.write(content)
-            written.flush()
-            os.fsync(written.fileno())
-        os.replace(partial, file)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; the file was left as it was", str(file)) from None
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
 
 
 def _with_digest(features: NDArray[np.float64], key: str) -> bytes:

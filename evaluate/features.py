@@ -37,6 +37,7 @@ class Extractor:
     column, or empty when columns have no names. unit_scale: True when features have one scale;
     False when their units differ, and a real set's mean and spread must standardise them.
     spacing_mm: along each axis of the patches; None where features do not depend on it.
+    trained_on_sha256: content hash of the patch folder whose training patients it learned from; None where it says of none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Extractor:
     feature_names: tuple[str, ...]
     compute: Callable[[NDArray], NDArray[np.float64]]
     spacing_mm: tuple[float, ...] | None = None
+    trained_on_sha256: str | None = None
 
 
 def radiomics(spacing_mm: Sequence[float], window: tuple[float, float]) -> Extractor:

@@ -57,9 +57,7 @@ def attribute_distributions(real: Mapping[str, NDArray[np.float64]], synthetic: 
     handles, labels = next((a.get_legend_handles_labels() for a in axes if a.get_legend_handles_labels()[0]), ([], []))
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return _png_of_figure(figure)
 
 
 def noise_and_gray_levels(
@@ -99,9 +97,7 @@ def noise_and_gray_levels(
         axis.spines[["right", "top"]].set_visible(False)
         axis.title.set_fontsize(11)
     figure.legend(*power.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return _png_of_figure(figure)
 
 
 def intervals_side_by_side(reports: Sequence[tuple[str, Mapping[str, KeyFigure]]], names: Sequence[str], most: int = 12) -> bytes | None:
@@ -124,6 +120,10 @@ def intervals_side_by_side(reports: Sequence[tuple[str, Mapping[str, KeyFigure]]
         axis.set_yticks(range(len(reports)), [label for label, _ in reports], fontsize=8)
         axis.set_ylim(len(reports) - 0.5, -0.5)
         axis.spines[["right", "top"]].set_visible(False)
+    return _png_of_figure(figure)
+
+
+def _png_of_figure(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

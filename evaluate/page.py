@@ -27,11 +27,10 @@ def to_html(report: Report, pictures: Pictures, show_real: bool = True) -> str:
     """The page. show_real: False leaves out every real patch, for readers who may not see patients; a synthetic copy of one, too."""
     environment = templates()
     window = report.compared.window
-    found = report.memorisation
-    copies = {one.patch for one in (*found.copies, *found.held_out_copies)} if isinstance(found, MemorisationResult) else set[str]()
-    hidden = set() if show_real else copies
+    found = report.memorisation if isinstance(report.memorisation, MemorisationResult) else None
+    hidden = {one.patch for one in (*found.copies, *found.held_out_copies)} if found and not show_real else set[str]()
     synthetic_hu = pictures.synthetic.hu[~np.isin(pictures.synthetic.ids, sorted(hidden))]
-    suspects = found.suspects if isinstance(found, MemorisationResult) else ()
+    suspects = found.suspects if found else ()
     shown = [
         (
             suspect,
@@ -47,19 +46,19 @@ def to_html(report: Report, pictures: Pictures, show_real: bool = True) -> str:
             for control, (held_out, training) in zip(found.controls, pictures.controls, strict=True)
             if show_real
         ]
-        if isinstance(found, MemorisationResult)
+        if found
         else []
     )
     return environment.get_template("page.html.jinja").render(
         report=report,
-        how={one.patch: one.how for one in found.copies} if isinstance(found, MemorisationResult) else {},
+        how={one.patch: one.how for one in found.copies} if found else {},
         suspects_nearest=min((one.closeness for one in suspects), default=None),
-        controls_nearest=min((one.closeness for one in found.controls), default=None) if isinstance(found, MemorisationResult) else None,
+        controls_nearest=min((one.closeness for one in found.controls), default=None) if found else None,
         compared=report.compared,
         what=what_was_compared(report),
         verdicts=verdicts_of(report),
         marks=MARKS,
-        limits=[sentence for sentence in limits_of(report) if sentence not in report.notes],  # the notes stand at the top
+        limits=limits_of(report),
         real_grid=grid(pictures.real.hu, window) if show_real else None,
         synthetic_grid=grid(synthetic_hu, window) if len(synthetic_hu) else None,
         hidden=len(hidden),
@@ -68,7 +67,7 @@ def to_html(report: Report, pictures: Pictures, show_real: bool = True) -> str:
         artefacts_figure=_artefacts_figure(report, pictures),
         suspects=shown,
         controls=controls,
-        found=found if isinstance(found, MemorisationResult) else None,
+        found=found,
         detector=report.detector if isinstance(report.detector, DetectorResult) else None,
         rows=_rows(report),
         measures=list(dict.fromkeys(d.measure for d in report.distances)),

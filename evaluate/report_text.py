@@ -64,7 +64,7 @@ def to_markdown(report: Report) -> str:
         lines.append("")
     lines += ["## Figures", "", "| figure | value | 95 % interval |", "| --- | --- | --- |"]
     lines += [f"| {name.replace('|', '/')} | {number(one.value)} | {_interval(one)} |" for name, one in key_figures(report).items()]
-    lines += ["", "## What this cannot say", "", *(f"- {one}" for one in limits_of(report)), ""]
+    lines += ["", "## What this cannot say", "", *(f"- {one}" for one in (*report.notes, *limits_of(report))), ""]
     lines.append(
         f"Seed {report.compared.seed}; content hashes: real {report.compared.real_sha256}, synthetic {report.compared.synthetic_sha256}."
     )

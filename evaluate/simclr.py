@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evaluate.feature_cache import write_whole
 from evaluate.features import Extractor, in_batches
+from evaluate.files import write_whole
+from evaluate.tensors import channels_last, to_unit
 
 SIMCLR = "simclr"
 FORMAT = {"format": "lesiongan encoder", "version": 1}
@@ -79,14 +80,14 @@ def train_encoder(
         torch.manual_seed(int(rng.integers(2**63)))
         encoder = _network(dims)
         head = nn.Sequential(nn.Linear(CHANNELS[-1], CHANNELS[-1]), nn.ReLU(), nn.Linear(CHANNELS[-1], EMBEDDING))
-    both = nn.Sequential(encoder, head).to(device, memory_format=_channels_last(dims)).train()  # type: ignore[call-overload]
+    both = nn.Sequential(encoder, head).to(device, memory_format=channels_last(dims)).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(both.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=max(steps, 2))
     turns = exchangeable_axes(hu.shape[1:], spacing_mm)
     started = time.monotonic()
     for step in range(1, steps + 1):
         rows = rng.integers(len(hu), size=batch)
-        patches = _to_unit(hu[rows], window, device)
+        patches = to_unit(hu[rows], window, device)
         seen = torch.cat([view(patches, turns, rng), view(patches, turns, rng)])
         first, second = both(seen[:, None]).chunk(2)
         loss = nt_xent(first, second, torch.from_numpy(numbers[rows]).to(device))
@@ -196,11 +197,11 @@ def simclr(
         theirs = told[name] and tuple(told[name])
         if theirs != value:
             raise ValueError(f"{path}: trained on patches of {name} {theirs}, here {value}; train one on this patch folder")
-    network = encoder.to(device, memory_format=_channels_last(len(shape)))  # type: ignore[call-overload]
+    network = encoder.to(device, memory_format=channels_last(len(shape)))  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def some_features(hu: NDArray) -> NDArray[np.float64]:
-        return network(_to_unit(hu, window, device)[:, None]).double().cpu().numpy()
+        return network(to_unit(hu, window, device)[:, None]).double().cpu().numpy()
 
     return Extractor(
         name=SIMCLR,
@@ -210,6 +211,7 @@ def simclr(
         unit_scale=True,
         feature_names=(),
         compute=partial(in_batches, some_features, batch=256),
+        trained_on_sha256=told.get("trained_on_sha256"),
     )
 
 
@@ -226,15 +228,6 @@ def _network(dims: int) -> ResNet:
         no_max_pool=True,
         feed_forward=False,
     )
-
-
-def _to_unit(hu: NDArray, window: tuple[float, float], device: str) -> Tensor:
-    low, high = window
-    return torch.from_numpy((np.clip(hu, low, high).astype(np.float32) - low) * np.float32(2 / (high - low)) - 1).to(device)
-
-
-def _channels_last(dims: int) -> torch.memory_format:
-    return torch.channels_last if dims == 2 else torch.channels_last_3d
 
 
 def _hash_of(tensors: Mapping[str, Tensor]) -> str:

@@ -4,9 +4,8 @@ Features come in batches (n, D) of any sizes. What is kept of them is a count, a
 (D, D), float64: 34 MB for the 2048 features of Inception, of a thousand patches as of a million.
 """
 
-import os
+import io
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from evaluate.distances import frechet_distance_of_moments
+from evaluate.files import write_whole
 
 Array = NDArray[np.float64]
 
@@ -98,22 +98,12 @@ def write_statistics(path: str | Path, statistics: Statistics) -> None:
 
     pytorch-fid goes by the name's ending, .npz. Raises OSError if the file cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     arrays: dict[str, Any] = {"mu": statistics.mean, "sigma": statistics.covariance}
     if statistics.count is not None:
         arrays["count"] = np.int64(statistics.count)
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())  # whole also after a power cut
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}; no file was written or replaced", str(path)) from None
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_whole(Path(path), content.getvalue())
 
 
 def read_statistics(path: str | Path) -> Statistics:

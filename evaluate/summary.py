@@ -31,7 +31,7 @@ def what_was_compared(report: Report) -> str:
 def limits_of(report: Report) -> list[str]:
     """What a reader should not conclude from this report."""
     compared = report.compared
-    limits = list(report.notes)
+    limits = list[str]()
     if compared.held_out and compared.held_out.patients < 20:
         limits.append(
             f"Only {compared.held_out.patients} held-out patients: floors and intervals rest on few people and could "

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from evaluate import feature_cache as module
-from evaluate.feature_cache import cached, feature_key, write_whole
+from evaluate.feature_cache import cached, feature_key
 from evaluate.features import Extractor, radiomics
+from evaluate.files import write_whole
 
 WINDOW = (-1000.0, 400.0)
 
