@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from data.patches import PatchFolder, PatchSpec
     from data.synthetic import Part
+    from gan.context import Backgrounds
     from gan.drawing import Check, Drawing
     from gan.orders import Likeness, Orders
     from gan.processes import Processes
@@ -48,6 +49,7 @@ A sample depends on the model, its seed and what it is asked for only, so it can
   python sample.py --run run --out alike --match patches --seeds 0-999       classes and diameters as real training lesions have them
   python sample.py --run run --out filled --match patches --fill 500         so many that each class has 500, real and synthetic
   python sample.py --run run --out fine --trunc 1.5 --quality 0.8 --dissimilar-to patches     the likeliest, best, and no near-copies
+  python sample.py --run context --backgrounds patches --out composites      lesions drawn into lesion-free patches
   python sample.py --run A --run B --shares 2,1 --out both                   two runs, or several checkpoints of one (--step 500,1000)
   python sample.py --run run --verify synthetic                              draws some of them again and compares bytes
   python sample.py --run run --out moving --pictures true                    also strips from seed to seed, and an animation that loops
@@ -118,10 +120,23 @@ def _options(arguments: Sequence[str]) -> Namespace:
         "--quality", type=float | None, default=None, help="keep this share of samples, the best by the critic, such as 0.8"
     )
     parser.add_argument(
+        "--backgrounds",
+        type=str | None,
+        default=None,
+        help="patch folder, for a model that draws lesions into lesion-free patches (train.py --context.on true): into those of its training "
+        "patients where the model was trained on it, else into all",
+    )
+    parser.add_argument(
         "--dissimilar-to",
         type=str | None,
         default=None,
         help="patch folder: turn down what is nearer to a training lesion of it than 99 of 100 of its validation patients' lesions are",
+    )
+    parser.add_argument(
+        "--anatomy",
+        type=Literal["cohort", "public", "phantom", "unknown"],
+        default="unknown",
+        help="whose anatomy lesions are drawn into, to be stated with the samples: patients of the cohort trained on, of public data, or phantoms",
     )
     parser.add_argument(
         "--step",
@@ -173,6 +188,7 @@ def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
 
     models = _models(options, critic=options.quality is not None)
     spec, private = _spec(options.run[0], models[0]), any(model.guarantee for model in models)
+    backgrounds = _backgrounds(options, models, spec)
     if options.trunc is not None and not options.trunc > 0:
         raise ValueError(f"--trunc {options.trunc:g}: want a number of standard deviations above 0, such as 1.5")
     if options.quality is not None and not 0 < options.quality <= 1:
@@ -222,7 +238,36 @@ def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
         print(
             "warning: the model card names no licence or terms of the training data; find out before you give samples away", file=sys.stderr
         )
-    return Drawing(models, shares, request, seeds, spec.spacing_mm, options.trunc, options.quality, checks), spec
+    return Drawing(models, shares, request, seeds, spec.spacing_mm, options.trunc, options.quality, checks, backgrounds), spec
+
+
+def _backgrounds(options: Namespace, models: Sequence[Model], spec: PatchSpec) -> Backgrounds | None:
+    """What lesions are drawn into; None for models of whole patches. Raises ValueError where one is given and not wanted, or the other way round."""
+    from data.patch_table import SPLITS
+    from data.patches import PatchFolder, WindowedPatches
+    from gan.context import Backgrounds
+
+    context = [model.context is not None for model in models]
+    if any(context) != all(context):
+        raise ValueError("some of the runs draw whole patches and others lesions into lesion-free ones; draw from them one by one")
+    if all(context) != bool(options.backgrounds):
+        raise ValueError(
+            "this model draws lesions into lesion-free anatomy: name a patch folder with --backgrounds, or a scan with --into"
+            if all(context)
+            else "--backgrounds is for a model that draws lesions into lesion-free patches (train.py --context.on true)"
+        )
+    if not options.backgrounds:
+        return None
+    for name in ("quality", "pictures"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} is for a model that draws whole patches; leave it out")
+    folder = PatchFolder.open(options.backgrounds)
+    _check_fits(folder, spec, "--backgrounds")
+    cohort = folder.content_hash == models[0].trained_on.get("content_sha256")
+    rows = folder.select(splits=["train"] if cohort else SPLITS, classes=[folder.background] if folder.background else [])
+    if not len(rows):
+        raise ValueError(f"--backgrounds {folder.path}: no lesion-free patch{' of a training patient' * cohort} in it")
+    return Backgrounds(WindowedPatches(folder, rows), spec.spacing_mm, spec.shape, "cohort" if cohort else options.anatomy)
 
 
 def _spec(run: str, model: Model) -> PatchSpec:
@@ -334,9 +379,11 @@ def _draw_all(options: Namespace, drawing: Drawing, spec: PatchSpec, formats: Se
 def _manifest(options: Namespace, drawing: Drawing, formats: Sequence[str]) -> dict[str, Any]:
     """What sampling.json says, but for what was turned down. No path is in it."""
     from data.export import PNG_OFFSET
+    from gan.context import privacy_of_composites
 
     models, known = drawing.models, [m.trained_on.get("content_sha256") for m in drawing.models]
-    guarantees = list(dict.fromkeys(m.privacy for m in models))
+    anatomy = drawing.backgrounds and drawing.backgrounds.origin
+    guarantees = list(dict.fromkeys(privacy_of_composites(m.guarantee, anatomy) if anatomy else m.privacy for m in models))
     if any(m.guarantee for m in models) and drawing.request.like is not None:
         guarantees.append(
             "Classes and diameters were drawn as in a given patch folder; if it is the training patients', that is outside the guarantee."
@@ -350,6 +397,7 @@ def _manifest(options: Namespace, drawing: Drawing, formats: Sequence[str]) -> d
         "average": options.average, "device": options.device, "seeds": options.seeds, "samples": len(drawing.seeds), "class": options["class"],
         "diameter": options.diameter, "match": _content(options.match), "fill": drawing.request.fill, "reject": options.reject,
         "truncation": None if drawing.truncation is None else {"limit": drawing.truncation, "diversity": round(drawing.diversity(), 4)},
+        "backgrounds": anatomy and {"origin": anatomy, "content_sha256": _content(options.backgrounds)},
         "quality": drawing.quality, "dissimilar_to": _content(options.dissimilar_to),
         "formats": list(formats), "png_level": f"{drawing.models[0].trained_on['unit']} + {PNG_OFFSET}", "privacy": " ".join(guarantees),
         "licence": " / ".join(dict.fromkeys(m.trained_on.get("licence", "") for m in models)) or None, "version": _version(),
@@ -459,7 +507,8 @@ def _verify(options: Namespace) -> int:
     from data.patches import PatchFolder
     from data.preprocess import from_unit
     from data.synthetic import Part, other_files, read_samples
-    from gan.sampling import candidates, generate, load_model
+    from gan.drawing import draw
+    from gan.sampling import load_model
 
     folder = PatchFolder.open(options.verify)
     folder.verify()
@@ -482,12 +531,12 @@ def _verify(options: Namespace) -> int:
     missing = {one.model for one in chosen} - set(models)
     if missing:
         raise ValueError(f"{folder.path}: drawn from the model {missing.pop()[:16]}..., which is in no --run given")
+    backgrounds = _backgrounds(options, list(models.values()), folder.spec) if chosen else None
     drawn = []
     for one in chosen:
         model = models[one.model]
         condition = model.conditions.encode([one.label], [one.asked_mm]) if model.conditions.size else None
-        (patch,) = generate(model, candidates([one.seed], one.attempt, model.generator.latent, limit), condition)
-        drawn.append(patch[0, 0])
+        drawn.append(draw(model, [one.seed], one.attempt, np.array([one.asked_mm]), condition, limit, backgrounds)[0, 0])
     hu = from_unit(np.stack(drawn), folder.window)
     part = Part(folder.path, hu, chosen, folder.spec, formats, str(said.get("version")), {}, _masks(hu, folder.spec, formats))
     differ = other_files(part)

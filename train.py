@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.command import command_parser, parse, run_command
-from gan.config import PRESETS, NetworkConfig, PrivacyConfig, TrainingConfig
+from gan.config import PRESETS, ContextConfig, NetworkConfig, PrivacyConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from data.patches import PatchFolder
     from gan.checkpoint import Checkpoint
     from gan.conditions import Conditions
+    from gan.context import Backgrounds
     from gan.encoder import Encoder
     from gan.privacy import PrivacyPlan
     from gan.private_trainer import PrivateTrainer
@@ -34,6 +35,8 @@ STOPPED = 75
 """Exit code after Ctrl-C or SIGTERM: the step was finished and saved; the same command resumes (sysexits: EX_TEMPFAIL)."""
 
 DEMO = Path("demo")
+UNKNOWN_MM = 8.0
+"""The diameter of a lesion of which none is known: a constant, so that in a private run no patient's depends on another's."""
 
 DESCRIPTION = """Train a WGAN-GP on the lesions of a patch folder (training patients only).
 A step is one generator update. Running the same command again resumes the run, with the same result
@@ -47,9 +50,13 @@ as if it had never stopped. Without --data, a procedural demo cohort is made and
   python train.py --data patches --out run --training.devices 2                 two processes, or GPUs, on this machine
   torchrun --nproc-per-node 2 train.py --data patches --out run                 the same, started by torchrun
   python train.py --data patches --out private --privacy.epsilon 8              no patient can be told from the model
+  python train.py --data patches --out context --context.on true                draws lesions into lesion-free anatomy
 
 With several classes the model learns which is which (--networks.condition), and sample.py can be asked for one;
 --training.balance 1 shows rare classes as often as others.
+
+With --context.on true the model draws a lesion of a given diameter into a lesion-free patch and leaves the anatomy around it as it is, for
+where lesions are few and lesion-free patches many: sample.py then takes --backgrounds PATCHES, or --into SERIES for a whole scan.
 
 With --privacy.epsilon the run is differentially private for every training patient with all their patches: it says what that
 means before it starts (--privacy.dry_run: only that), and ends before it would exceed its budget. docs/privacy.md explains.
@@ -66,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from data.patches import PatchFolder
     from gan.checkpoint import locked
+    from gan.context import ORIGINS
     from gan.networks import device_of, strides
     from gan.privacy import Ledger
     from gan.private_trainer import PrivateTrainer
@@ -79,28 +87,35 @@ def main(arguments: Sequence[str]) -> int:
     options.training = options.training.settled(folder.shape)
     device_of(options.training.device)
     folder.verify()
-    conditions, private = _conditions(folder, options.networks.condition), options.privacy.on
-    training_set = _patches(folder, "train", conditions, options.training.balance)
-    held_out = None if private else _patches(folder, "validation", conditions)
+    context, private = options.context.on, options.privacy.on
+    conditions = _conditions(folder, options.networks.condition, context)
+    training_set = _patches(folder, "train", conditions, options.training.balance, measured=context)
+    held_out = None if private else _patches(folder, "validation", conditions, measured=context)
     if len(training_set.patches) == 0:
         raise ValueError(f"{folder.path}: no lesion patch of a training patient in it")
     if options.training.augment and held_out is not None and len(held_out.patches) == 0:
         raise ValueError(f"training.augment goes by validation patients, and {folder.path} has none; leave it out")
     trained_on = _trained_on(folder, training_set, private)
+    backgrounds, backgrounds_hash = _backgrounds(folder, options.context) if context else (None, None)
     encoder, start = _others_weights(options, len(folder.shape))
     plan = _plan(options, folder, trained_on["patients"], start) if private or options.privacy.dry_run else None
     config = {
         "networks": asdict(options.networks), "training": asdict(options.training), "privacy": asdict(options.privacy),
-        "start": {"encoder_sha256": encoder and encoder.sha256, "init_from": start and start.model_hash},
+        "context": {"on": context, "origin": options.context.origin, "backgrounds": None},
+        "start": {
+            "encoder_sha256": encoder and encoder.sha256, "init_from": start and start.model_hash, "backgrounds_sha256": backgrounds_hash,
+        },
     }  # fmt: skip
 
     trainer = (
-        PrivateTrainer(folder.shape, options.networks, options.training, options.privacy, plan, conditions)
+        PrivateTrainer(folder.shape, options.networks, options.training, options.privacy, plan, conditions, backgrounds=backgrounds)
         if plan
-        else Trainer(folder.shape, options.networks, options.training, conditions.size, encoder=encoder)
+        else Trainer(folder.shape, options.networks, options.training, conditions.size, encoder=encoder, backgrounds=backgrounds)
     )
     say = print if trainer.processes.first else lambda *_, **__: None
     say(_what(training_set, folder, held_out, conditions), flush=True)
+    if backgrounds:
+        say(f"draws them into {len(backgrounds.patches)} lesion-free patches of {ORIGINS[backgrounds.origin]}", flush=True)
     if start:
         say(f"{options.init_from}: {start_from(trainer, conditions, start)}", flush=True)
         if private:
@@ -146,11 +161,12 @@ def _options(arguments: Sequence[str]) -> Any:
     parser.add_argument("--dry-run", action="store_true", help="only say what would be trained, and how long it would take")
     parser.add_class_arguments(TrainingConfig, "training")
     parser.add_class_arguments(NetworkConfig, "networks")
+    parser.add_class_arguments(ContextConfig, "context")
     parser.add_class_arguments(PrivacyConfig, "privacy")
     parser.add_argument(
         "--wandb", type=Literal["off", "offline", "online"], default="off", help="online is the only one that uses the network"
     )
-    for name in ("encoder_sha256", "init_from"):  # a run's config.yaml has them; --encoder and --init-from are what counts
+    for name in ("encoder_sha256", "init_from", "backgrounds_sha256"):  # a run's config.yaml has them; the options are what counts
         parser.add_argument(f"--start.{name}", type=str | None, default=None, help=SUPPRESS)
     preset = _preset(arguments)
     _start_from_preset(parser, preset)
@@ -186,6 +202,8 @@ def _plan(options: Any, folder: PatchFolder, patients: int, start: Checkpoint | 
          "it would be promised to pictures or scans; make the folder again with patient ids (import: *_groups or --separator, prepare: "
          "column patient_id), or with --patients each if no patient has two of them"),
         ("the window", folder.unit != "HU", "gray levels of unknown origin may have been scaled by the patients' own; import with --window"),
+        ("--context.on", options.context.on and options.context.origin not in ("public", "phantom"),
+         "lesions are drawn into patients' anatomy, which nothing protects; give --context.backgrounds of public data or phantoms, and its origin"),
         (f"--init-from {options.init_from}", start and start.privacy_spent, "that run is private: its critic is not to be used again"),
         (f"--init-from {options.init_from}", start and start.trained_on.get("content_sha256") == folder.content_hash,
          "that run was trained on the same patients, without privacy"),
@@ -226,7 +244,8 @@ def _ended(run: Path, trainer: Trainer, trained_on: dict[str, Any], conditions: 
     if best:
         print(f"nearest to validation patients: step {best['step']} ({best['measure']} {best['distance']:.2f}); sample.py takes it")
     formats = "png,nifti,dicom" if len(trained_on["shape"]) == 2 else "nifti,dicom"
-    print(f"next: python sample.py --run {run} --out synthetic --seeds 0-255 --format {formats}")
+    into = " --backgrounds PATCHES" if trainer.backgrounds else ""
+    print(f"next: python sample.py --run {run}{into} --out synthetic --seeds 0-255 --format {formats}")
     return 0
 
 
@@ -273,19 +292,19 @@ def demo_patches(place: Path) -> Path:
     return patches
 
 
-def _conditions(folder: PatchFolder, wanted: str) -> Conditions:
-    """What samples can be asked for. Raises ValueError when the patch folder does not know it."""
+def _conditions(folder: PatchFolder, wanted: str, context: bool) -> Conditions:
+    """What samples can be asked for; of a context model always a diameter. Raises ValueError when the patch folder does not know it."""
     from gan.conditions import Conditions
 
     classes, names = folder.lesion_classes, wanted.split("+")
     if "class" in names and len(classes) < 2:
         raise ValueError(f"networks.condition is {wanted}, and {folder.path} has one lesion class, {classes[0]}")
     by_class = "class" in names or (wanted == "auto" and len(classes) > 1)
-    return Conditions(classes if by_class else (), "diameter" in names)
+    return Conditions(classes if by_class else (), "diameter" in names or context)
 
 
-def _patches(folder: PatchFolder, split: str, conditions: Conditions, balance: float = 0.0) -> TrainingSet:
-    """The lesion patches of one split, with what the networks are told of each."""
+def _patches(folder: PatchFolder, split: str, conditions: Conditions, balance: float = 0.0, measured: bool = False) -> TrainingSet:
+    """The lesion patches of one split, with what the networks are told of each. measured: diameters that are not listed are measured."""
     import numpy as np
 
     from data.patches import WindowedPatches
@@ -295,14 +314,61 @@ def _patches(folder: PatchFolder, split: str, conditions: Conditions, balance: f
     indices = folder.select(splits=[split], classes=folder.lesion_classes)
     labels, patients = folder.rows.names("label", indices), folder.rows.names("patient", indices)
     diameters = folder.rows.diameter_mm[indices]
+    if measured:
+        diameters = _all_diameters(folder, indices)
     if conditions.diameter and not np.isfinite(diameters).any() and len(indices):
         raise ValueError(f"networks.condition asks for diameters, and no {split} patch of {folder.path} has one")
     condition = conditions.encode(labels.tolist(), diameters) if conditions.size else None
     names = folder.rows.names("id", indices)
     return TrainingSet(
         WindowedPatches(folder, indices), condition, drawing_weights(labels, balance) if len(indices) else None, patients,
-        lambda n: f"patch {names[n]} of patient {patients[n]} in {folder.path}",
+        lambda n: f"patch {names[n]} of patient {patients[n]} in {folder.path}", diameters if measured else None,
     )  # fmt: skip
+
+
+def _all_diameters(folder: PatchFolder, indices: np.ndarray) -> np.ndarray:
+    """In mm (pixels, where the spacing is unknown): as listed, else as measured in the patch, else UNKNOWN_MM.
+
+    What measures more than half of the patch hangs on to the chest wall or a large vessel, and counts as not measured.
+    """
+    import numpy as np
+
+    from evaluate.attributes import lesion_attributes
+
+    spacing = folder.spacing_mm or (1.0,) * len(folder.shape)
+    most = min(n * mm for n, mm in zip(folder.shape, spacing, strict=True)) / 2
+    diameters = folder.rows.diameter_mm[indices].copy()
+    unlisted = np.flatnonzero(~np.isfinite(diameters))
+    for some in np.array_split(unlisted, math.ceil(len(unlisted) / 1024)) if len(unlisted) else ():
+        found = lesion_attributes(folder.hu(indices[some]), spacing, folder.window)["diameter_mm"]
+        diameters[some] = np.where(found <= most, found, UNKNOWN_MM)
+    return diameters
+
+
+def _backgrounds(folder: PatchFolder, config: ContextConfig) -> tuple[Backgrounds, str]:
+    """What lesions are drawn into, and the content hash of its folder. Raises ValueError for a folder that does not fit, or holds none."""
+    from data.patches import PatchFolder, WindowedPatches
+    from gan.context import Backgrounds
+
+    other = PatchFolder.open(config.backgrounds) if config.backgrounds else folder
+    for name in ("shape", "spacing_mm", "window"):
+        if getattr(other, name) != getattr(folder, name):
+            raise ValueError(
+                f"{other.path}: its {name} is {getattr(other, name)}, that of {folder.path} {getattr(folder, name)}; they do not fit"
+            )
+    mine = other.content_hash == folder.content_hash
+    if mine != (config.origin == "cohort"):
+        raise ValueError(
+            f"context.origin is {config.origin}, and {other.path} {'is' if mine else 'is not'} the folder that is trained on; say whose its patients "
+            "are: cohort for those of --data, else public, phantom or unknown"
+        )
+    splits = ["train"] if mine else ["train", "validation", "test"]
+    rows = other.select(splits=splits, classes=[other.background] if other.background else [])
+    if not len(rows):
+        raise ValueError(
+            f"{other.path}: no lesion-free patch{' of a training patient' if mine else ''} in it to draw into; see --background of python -m data prepare"
+        )
+    return Backgrounds(WindowedPatches(other, rows), folder.spacing_mm, folder.shape, config.origin), other.content_hash
 
 
 def _trained_on(folder: PatchFolder, data: TrainingSet, private: bool) -> dict[str, Any]:
@@ -311,7 +377,7 @@ def _trained_on(folder: PatchFolder, data: TrainingSet, private: bool) -> dict[s
 
     indices = data.patches.indices  # type: ignore[attr-defined]
     labels, counts = np.unique(folder.rows.names("label", indices), return_counts=True)
-    diameters = folder.rows.diameter_mm[indices]
+    diameters = folder.rows.diameter_mm[indices] if data.diameters_mm is None else data.diameters_mm
     known = diameters[np.isfinite(diameters)]
     tenths = np.percentile(known, range(10, 100, 10)) if len(known) >= 20 else []
     public = {

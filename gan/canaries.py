@@ -88,7 +88,7 @@ def crafted_pictures(count: int, shape: Sequence[int], rng: np.random.Generator)
 
 def crafted(count: int, copies: int, shape: Sequence[int], conditions: Conditions, rng: np.random.Generator) -> Canaries:
     """So many patients with a crafted picture each, drawn for any class and diameter."""
-    condition = conditions.evenly(count, rng)
+    condition, _ = conditions.evenly(count, rng)
     return Canaries(crafted_pictures(count, shape, rng), np.arange(count), condition, copies)
 
 
@@ -297,7 +297,7 @@ class _Attacker:
         count = min(SAMPLES, max(100, (1 << 22) // math.prod(trainer.shape)))
         for start in range(0, count, 100):
             z = self._tensor(self.rng.standard_normal((min(100, count - start), trainer.average.latent), dtype=np.float32))
-            found.append(trainer.average(z, trainer._conditions_to_draw(data, self.rng, len(z))).float().cpu().numpy())
+            found.append(trainer.average(z, trainer._to_draw(data, self.rng, len(z))[0]).float().cpu().numpy())
         return np.concatenate(found)
 
     def _tensor(self, values: np.ndarray | Tensor) -> Tensor:

@@ -49,12 +49,14 @@ class Conditions:
             out[known, len(self.classes) :] = shares
         return out
 
-    def evenly(self, count: int, rng: np.random.Generator) -> np.ndarray | None:
-        """float32 (count, K): every class equally often, diameters evenly on a log scale. Nothing of any training set; None where K is 0."""
-        if not self.size:
-            return None
+    def evenly(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray]:
+        """float32 (count, K), None where K is 0, and the diameters: every class equally often, diameters evenly on a log scale.
+
+        Nothing of any training set.
+        """
         labels = [self.classes[n] for n in rng.integers(len(self.classes), size=count)] if self.classes else [""] * count
-        return self.encode(labels, np.exp(rng.uniform(np.log(KNOTS_MM[0]), np.log(KNOTS_MM[-1]), count)))
+        diameters_mm = np.exp(rng.uniform(np.log(KNOTS_MM[0]), np.log(KNOTS_MM[-1]), count))
+        return self.encode(labels, diameters_mm) if self.size else None, diameters_mm
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Conditions:

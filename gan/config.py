@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
+Origin = Literal["cohort", "public", "phantom", "unknown"]
+"""Whose patches lesions are drawn into; context.ORIGINS has it in words."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -148,6 +151,21 @@ class PrivacyConfig:
     def on(self) -> bool:
         """Whether the run is to be private. A negative value counts too, to be refused by name."""
         return self.epsilon != 0 or self.noise_multiplier != 0
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """Draw lesions into lesion-free patches instead of whole patches: more pictures of other anatomy where lesions are few.
+
+    Args:
+        on: Train such a model. It is asked for a diameter, and for a class where there are several.
+        backgrounds: Patch folder whose lesion-free patches are drawn into. null: that of --data, its training patients.
+        origin: Whose those patches are: cohort (the patients trained on), public, phantom or unknown.
+    """
+
+    on: bool = False
+    backgrounds: str | None = None
+    origin: Origin = "cohort"
 
 
 PRESETS = {

@@ -29,7 +29,7 @@ from gan.config import TrainingConfig
 from gan.losses import critic_gradients, generator_loss
 from gan.networks import BatchNorm, Critic, Generator, place
 from gan.run_folder import NO_GUARANTEE, NOT_COVERED, NOT_KNOWN, licence_of
-from gan.sampling import TILE, Model, generate
+from gan.sampling import TILE, Model, generate, of_whole_patches
 
 RATE = 2.0
 """The student's learning rate at its highest, over that of a run of this shape, which is also its critic's: its task stands still."""
@@ -97,7 +97,7 @@ class Distance:
 
 def check_channels(teacher: Model, channels: int) -> None:
     """Raises ValueError for a student that would not be smaller than its teacher."""
-    most = _channels(teacher.generator) - 1
+    most = _channels(of_whole_patches(teacher)) - 1
     if not 1 <= channels <= most:
         raise ValueError(
             f"--channels {channels}: the run's generator has {most + 1}, " + (f"want 1 to {most}" if most else "and none is smaller")
@@ -108,7 +108,7 @@ def draw(model: Model, count: int, rng: np.random.Generator) -> tuple[Tensor, np
     """Latents (count, latent), and for a model that takes any, conditions (count, K): every class equally often, diameters evenly on a
     log scale."""
     z = torch.from_numpy(rng.standard_normal((count, model.generator.latent), dtype=np.float32))
-    return z, model.conditions.evenly(count, rng)
+    return z, model.conditions.evenly(count, rng)[0]
 
 
 def distil(
@@ -231,7 +231,7 @@ def costs(*models: Model, rounds: int = 10) -> list[Cost]:
             fastest[n] = min(fastest[n], time.perf_counter() - started)
     return [
         Cost(model.model_hash, _channels(net), sum(p.numel() for p in net.parameters()), multiply_adds(net), 1000 * seconds / TILE)
-        for model, net, seconds in zip(models, [model.generator for model in models], fastest, strict=True)
+        for model, net, seconds in zip(models, map(of_whole_patches, models), fastest, strict=True)
     ]
 
 

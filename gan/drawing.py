@@ -8,8 +8,9 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from gan.context import Backgrounds
 from gan.orders import Orders, Request, orders, which_model
-from gan.sampling import Model, candidates, critic_scores, generate
+from gan.sampling import Model, candidates, critic_scores, generate, implant
 from gan.selection import Taken, Tally, select
 
 PILOT, PILOT_SEEDS = 256, 2**62
@@ -18,6 +19,26 @@ PILOT, PILOT_SEEDS = 256, 2**62
 Check = Callable[[np.ndarray, Orders, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Patches (n, 1, *S) in [-1, 1], the orders of a part and which of them these are, int (n,) -> what is measured, and whether it will do."""
 QUALITY = "critic_score"
+ANATOMY = 1
+"""Of a try's random numbers, those that decide what its lesion is drawn into."""
+
+
+def draw(
+    model: Model, seeds: Sequence[int], attempt: int, asked_mm: np.ndarray, condition: np.ndarray | None, truncation: float | None = None,
+    backgrounds: Backgrounds | None = None,
+) -> np.ndarray:  # fmt: skip
+    """float32 (N, 1, *S) in [-1, 1]: each seed's attempt-th try, at lesions of asked_mm (N,).
+
+    backgrounds: for a model that draws into them; which one a try gets follows from its seed, too.
+    """
+    z = candidates(seeds, attempt, model.generator.latent, truncation)
+    if backgrounds is None:
+        return np.concatenate(list(generate(model, z, condition)))
+    anatomy = [
+        backgrounds.draw(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(attempt, ANATOMY))), asked_mm[n : n + 1])
+        for n, seed in enumerate(seeds)
+    ]
+    return np.concatenate([patches for patches, _ in implant(model, np.concatenate(anatomy), asked_mm, z, condition)])
 
 
 @dataclass(frozen=True)
@@ -25,7 +46,7 @@ class Drawing:
     """What samples are drawn from and for, and what they must pass.
 
     models draw in these shares; they take the same conditions and give the same shape. spacing_mm: of a patch, None where unknown.
-    truncation: see sampling.truncated. quality: the share of samples to keep, by their own model's critic. checks: by name, tried in order.
+    backgrounds: what lesions are drawn into, for models that do; else None. truncation: see sampling.truncated. quality: the share of samples to keep, by their own model's critic. checks: by name, tried in order.
     """
 
     models: Sequence[Model]
@@ -36,6 +57,7 @@ class Drawing:
     truncation: float | None = None
     quality: float | None = None
     checks: Mapping[str, Check] = field(default_factory=dict)
+    backgrounds: Backgrounds | None = None
 
     @property
     def measured(self) -> list[str]:
@@ -82,8 +104,8 @@ class Drawing:
         one = self.models[model]
         if not len(rows):
             return np.empty((0, 1, *one.trained_on["shape"]), np.float32)
-        z = candidates([seeds[row] for row in rows], attempt, one.generator.latent, self.truncation)
-        return np.concatenate(list(generate(one, z, asked.condition(one.conditions, rows))))
+        mine = [seeds[row] for row in rows]
+        return draw(one, mine, attempt, asked.asked_mm[rows], asked.condition(one.conditions, rows), self.truncation, self.backgrounds)
 
     def _score(self, model_of: np.ndarray, asked: Orders, patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, least = np.empty(len(rows)), np.empty(len(rows))

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from gan.checkpoint import write_atomically
 from gan.conditions import KNOTS_MM
 from gan.networks import BatchNorm, Generator, UpsamplingConvolution
-from gan.sampling import TILE, Model, sample
+from gan.sampling import TILE, Model, of_whole_patches, sample
 from gan.trainer import latents
 
 Window = tuple[float, float]
@@ -74,7 +74,7 @@ def export_onnx(model: Model, window: Window, file: Path, metadata: Mapping[str,
     Raises ValueError where onnx is not installed, OSError where the file cannot be written.
     """
     onnx = _needed("onnx")
-    graph, generator = _Graph(onnx), model.generator
+    graph, generator = _Graph(onnx), of_whole_patches(model)
     inputs = {"z": generator.latent}
     drawn = "z"
     if generator.conditions:
@@ -207,7 +207,7 @@ def _metadata(model: Model, window: Window) -> dict[str, str]:
         "model_sha256": model.model_hash, "step": str(model.step), "latent": str(model.generator.latent), "z": LATENT_RULE,
         "classes": json.dumps(model.conditions.classes), "diameter_knots_mm": json.dumps(KNOTS_MM if model.conditions.diameter else []),
         "condition": CONDITION_RULE if model.conditions.size else "none",
-        "shape": json.dumps(_sides(model.generator)), "spacing_mm": json.dumps(model.trained_on.get("spacing_mm")),
+        "shape": json.dumps(_sides(of_whole_patches(model))), "spacing_mm": json.dumps(model.trained_on.get("spacing_mm")),
         "window": json.dumps([float(end) for end in window]), "unit": str(model.trained_on.get("unit", "HU")),
         "privacy": model.privacy,
     }  # fmt: skip

@@ -27,11 +27,12 @@ from torch import Tensor
 from gan.checkpoint import Checkpoint
 from gan.conditions import Conditions
 from gan.config import NetworkConfig, PrivacyConfig, TrainingConfig
+from gan.context import Backgrounds, Scene
 from gan.networks import BatchNorm
 from gan.privacy import Ledger, PrivacyPlan, gaussian, poisson
 from gan.private_step import clipped_sum
 from gan.processes import Processes
-from gan.trainer import MONITOR, Trainer, TrainingSet, latents
+from gan.trainer import MONITOR, Trainer, TrainingSet, draw, latents, seen
 
 AT_ONCE = 1 << 25
 """Pixels of a step that pass through the critic together; more patients go in several parts."""
@@ -51,9 +52,9 @@ class PrivateTrainer(Trainer):
 
     def __init__(
         self, shape: Sequence[int], networks: NetworkConfig, config: TrainingConfig, privacy: PrivacyConfig, plan: PrivacyPlan,
-        conditions: Conditions, processes: Processes | None = None,
+        conditions: Conditions, processes: Processes | None = None, backgrounds: Backgrounds | None = None,
     ):  # fmt: skip
-        super().__init__(shape, networks, config, conditions.size, processes)
+        super().__init__(shape, networks, config, conditions.size, processes, backgrounds=backgrounds)
         self.privacy, self.plan, self.conditions = privacy, plan, conditions
         self.critic_steps, self.n_critic = 0, float(privacy.n_critic)
         self.ledger: Ledger | None = None
@@ -146,8 +147,10 @@ class PrivateTrainer(Trainer):
             real = torch.where(flipped, real.flip(-1), real)
         condition = self._condition(data, positions.ravel())
         z = self._to_device(rng.standard_normal((n * k, self.generator.latent), dtype=np.float32))
+        scene = self.scene(rng, self._diameters(data, positions.ravel()))
         with torch.no_grad():
-            synthetic = self.generator(z, condition)
+            synthetic = seen(draw(self.generator, z, condition, scene), scene)
+        real = seen(real, scene)
         mix = self._to_device(rng.random((n, pairs, *[1] * (1 + len(self.shape))), dtype=np.float32))
         return clipped_sum(
             self.critic, real.unflatten(0, (n, k)), synthetic.unflatten(0, (n, k)), mix, self._to_device(there), self.penalty_weight,
@@ -163,17 +166,19 @@ class PrivateTrainer(Trainer):
             self._patients = [mine[codes == code] for code in range(codes.max() + 1)]
         return self._patients
 
-    def _conditions_to_draw(self, data: TrainingSet, rng: np.random.Generator, count: int) -> Tensor | None:
+    def _to_draw(
+        self, data: TrainingSet, rng: np.random.Generator, count: int, mine: slice = slice(None)
+    ) -> tuple[Tensor | None, Scene | None]:
         """Every class equally often, and diameters evenly on a log scale: nothing of the training set."""
-        condition = self.conditions.evenly(count, rng)
-        return None if condition is None else self._to_device(condition)
+        condition, diameters_mm = self.conditions.evenly(count, rng)
+        return None if condition is None else self._to_device(condition[mine]), self.scene(rng, diameters_mm, mine)
 
     @torch.no_grad()
     def _warm_up(self) -> None:
         """Gives the generator the batch statistics of its first weights."""
         rng = np.random.default_rng([self.config.seed, MONITOR, 3])
         z = self._to_device(rng.standard_normal((self.config.batch, self.generator.latent), dtype=np.float32))
-        self.generator(z, self._conditions_to_draw(TrainingSet(()), rng, self.config.batch))
+        draw(self.generator, z, *self._to_draw(TrainingSet(()), rng, self.config.batch))
 
     @torch.no_grad()
     def _adapt(self) -> None:
@@ -184,9 +189,9 @@ class PrivateTrainer(Trainer):
         the later ones for more real is only being followed.
         """
         rng = np.random.default_rng([self.config.seed, MONITOR, 4])
-        condition = self._conditions_to_draw(TrainingSet(()), rng, _LOOKED_AT)
+        condition, scene = self._to_draw(TrainingSet(()), rng, _LOOKED_AT)
         self.generator.eval()
-        now = self.generator(self._to_device(latents(range(_LOOKED_AT), self.generator.latent)), condition)
+        now = seen(draw(self.generator, self._to_device(latents(range(_LOOKED_AT), self.generator.latent)), condition, scene), scene)
         self.generator.train()
         if self._before is not None:
             later, earlier = self.critic(now, condition), self.critic(self._before, condition)

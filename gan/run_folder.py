@@ -12,6 +12,7 @@ import yaml
 
 from gan.checkpoint import Checkpoint, load_checkpoint, write_atomically
 from gan.config import TrainingConfig
+from gan.context import ORIGINS
 
 MAY_CHANGE = {"steps", "log_every", "samples_every", "checkpoint_every", "not_finite", "device", "devices", "nodes"}
 """Settings that may differ when a run resumes: they do not change what a step computes."""
@@ -91,10 +92,16 @@ def write_model_card(
         else "no step was compared with validation patients"
     )
     warnings = warnings if trained_on.get("patients_known", True) else [NOT_KNOWN, *warnings]
+    drawn = "CT patches of lesions. Its images are synthetic."
+    if origin := checkpoint.config.get("context", {}).get("origin"):
+        drawn = (
+            f"lesions into lesion-free CT, in training that of {ORIGINS[origin]}. The lesions are synthetic; the\n"
+            "anatomy around them is whatever it is given, as it is. A guarantee below covers the lesions, not that anatomy."
+        )
     settings = {k: v for k, v in asdict(training).items() if k not in MAY_CHANGE}
     card = f"""# Model card
 
-A WGAN-GP (Gulrajani et al. 2017) that draws CT patches of lesions. Its images are synthetic.
+A WGAN-GP (Gulrajani et al. 2017) that draws {drawn}
 
 - model: SHA-256 {checkpoint.model_hash}, step {checkpoint.step}; {chosen}
 - trained on: {patches};

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from gan.checkpoint import load_checkpoint
 from gan.conditions import Conditions
+from gan.config import Origin
+from gan.context import ContextGenerator, Scene, lesion_masks, scene_of
 from gan.networks import Critic, Generator, device_of, place
 from gan.trainer import latents, section
 
@@ -25,15 +27,17 @@ the batch would round differently, and a sample would depend on its neighbours."
 class Model:
     """A trained generator, what it can be asked for, and what it was trained on. model_hash: SHA-256 of its checkpoint's tensors.
 
-    guarantee: in one sentence, what differential privacy promises of it; None where it was trained without. critic: only where asked for."""
+    guarantee: in one sentence, what differential privacy promises of it; None where it was trained without. critic: only where asked for.
+    context: for a model that draws lesions into lesion-free patches, whose those were in training; None for one of whole patches."""
 
-    generator: Generator
+    generator: Generator | ContextGenerator
     conditions: Conditions
     step: int
     model_hash: str
     trained_on: dict[str, Any]
     guarantee: str | None = None
     critic: Critic | None = None
+    context: Origin | None = None
 
     @property
     def privacy(self) -> str:
@@ -62,7 +66,9 @@ def load_model(
         guarantee = str(checkpoint.privacy_spent["sentence"]) if checkpoint.privacy_spent else None
         shape = tuple(int(side) for side in checkpoint.trained_on["shape"])
         conditions = Conditions.of(checkpoint.config.get("conditions", {}))
-        generator = Generator(shape, int(networks["channels"]), int(networks["latent"]), conditions.size)
+        context = checkpoint.config.get("context") and checkpoint.config["context"]["origin"]
+        kind: type[Generator | ContextGenerator] = ContextGenerator if context else Generator
+        generator = kind(shape, int(networks["channels"]), int(networks["latent"]), conditions.size)
         generator.load_state_dict(section(checkpoint.tensors, "average" if average else "generator"))
         judge = Critic(shape, int(networks["channels"]), conditions.size) if critic else None
         if judge is not None:
@@ -73,7 +79,7 @@ def load_model(
     for net in (generator, judge):
         if net is not None:
             place(net, device_of(device), len(shape)).eval().requires_grad_(False).float()
-    return Model(generator, conditions, checkpoint.step, checkpoint.model_hash, dict(checkpoint.trained_on), guarantee, judge)
+    return Model(generator, conditions, checkpoint.step, checkpoint.model_hash, dict(checkpoint.trained_on), guarantee, judge, context)
 
 
 def sample(
@@ -119,8 +125,9 @@ def generate(model: Model, z: Tensor, condition: np.ndarray | None = None) -> It
     """float32 (up to TILE, 1, *shape) in [-1, 1] at a time, one patch a latent; z: float32 (N, latent).
 
     condition: float32 (N, K), as model.conditions encodes them, for a model that takes any.
-    Raises ValueError when it takes conditions and none are given, or the other way round.
+    Raises ValueError when it takes conditions and none are given, or the other way round, and for a model that needs something to draw into.
     """
+    generator = of_whole_patches(model)
     if (condition is None) != (model.conditions.size == 0):
         raise ValueError(
             "this model draws what it is asked for: give conditions" if condition is None else "this model takes no conditions"
@@ -132,7 +139,36 @@ def generate(model: Model, z: Tensor, condition: np.ndarray | None = None) -> It
         if condition is not None:
             given = _filled(torch.from_numpy(condition[start : start + TILE])).to(device)
         with torch.no_grad():
-            yield model.generator(_filled(rows).to(device), given)[: len(rows)].float().cpu().numpy()
+            yield generator(_filled(rows).to(device), given)[: len(rows)].float().cpu().numpy()
+
+
+def of_whole_patches(model: Model) -> Generator:
+    """Its generator. Raises ValueError for one that needs something to draw into."""
+    if not isinstance(model.generator, Generator):
+        raise ValueError("this model draws lesions into lesion-free anatomy: give it some (python sample.py --backgrounds, or --into)")
+    return model.generator
+
+
+def implant(
+    model: Model, backgrounds: np.ndarray, diameters_mm: np.ndarray, z: Tensor, condition: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A lesion in each lesion-free patch: float32 (up to TILE, 1, *shape) in [-1, 1] at a time, and its mask, bool (up to TILE, *shape).
+
+    backgrounds: float32 (N, 1, *shape) in [-1, 1]; diameters_mm: (N,); z: float32 (N, latent); condition: as for generate. Outside the
+    lesion's support (see context.py) a patch is its background, bit for bit. Raises ValueError for a model of whole patches.
+    """
+    if not isinstance(model.generator, ContextGenerator):
+        raise ValueError("this model draws whole patches; train one that draws lesions into anatomy: python train.py --context.on true")
+    device = next(model.generator.parameters()).device
+    spacing = model.trained_on.get("spacing_mm") or [1.0] * (backgrounds.ndim - 2)
+    for start in range(0, len(z), TILE):
+        some = slice(start, start + TILE)
+        scene = scene_of(backgrounds[some], spacing, diameters_mm[some])
+        given = None if condition is None else _filled(torch.from_numpy(condition[some])).to(device)
+        with torch.no_grad():
+            filled = Scene(*(_filled(each).to(device) for each in scene))
+            patches = model.generator(_filled(z[some]).to(device), given, filled)[: len(scene.background)].float().cpu().numpy()
+        yield patches, lesion_masks(patches, scene)
 
 
 def _filled(rows: Tensor) -> Tensor:

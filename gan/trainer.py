@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gan.augment import LOOK_EVERY, Changes, Overfitting
 from gan.checkpoint import Checkpoint
 from gan.config import NetworkConfig, TrainingConfig
+from gan.context import Backgrounds, ContextGenerator, Scene
 from gan.losses import CriticTerms, critic_gradients, generator_loss
 from gan.networks import BatchNorm, Critic, Generator, place
 from gan.processes import Processes, shares
@@ -48,13 +49,15 @@ class Patches(Protocol):
 @dataclass(frozen=True)
 class TrainingSet:
     """Patches, and what is known of each. condition: float32 (N, K), see conditions.py. weights: float64 (N,), sum 1, the chance of
-    being drawn; None for equal ones. patients: (N,), whose each is. describe: names a patch for an error message."""
+    being drawn; None for equal ones. patients: (N,), whose each is. describe: names a patch for an error message. diameters_mm: (N,), all
+    known, where lesions are drawn into lesion-free patches (see context.py)."""
 
     patches: Patches
     condition: np.ndarray | None = None
     weights: np.ndarray | None = None
     patients: np.ndarray | None = None
     describe: Callable[[int], str] = "patch {}".format
+    diameters_mm: np.ndarray | None = None
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """int64 (count,): positions, drawn independently."""
@@ -71,25 +74,38 @@ def latents(seeds: Sequence[int] | Sequence[np.random.SeedSequence], size: int) 
     return torch.from_numpy(np.stack(rows))
 
 
+def draw(net: Generator | ContextGenerator, z: Tensor, condition: Tensor | None, scene: Scene | None) -> Tensor:
+    """(N, 1, *S) in [-1, 1]: what a generator makes of latents, whole patches or lesions in a scene."""
+    return net(z, condition) if scene is None else net(z, condition, scene)  # type: ignore[no-any-return]
+
+
+def seen(patches: Tensor, scene: Scene | None) -> Tensor:
+    """Patches as the critic gets to see them: of a scene, little more than the lesion."""
+    return patches if scene is None else patches * scene.view
+
+
 class Trainer:
     """Generator, its average, critic and their optimisers, and the step that trains them.
 
     conditions: K, how many numbers describe a patch. processes: those of the run; by default as the configuration says.
+    backgrounds: for a generator that draws lesions into lesion-free patches; the training set then has diameters.
     """
 
     def __init__(
         self, shape: Sequence[int], networks: NetworkConfig, config: TrainingConfig, conditions: int = 0,
-        processes: Processes | None = None, encoder: Encoder | None = None,
+        processes: Processes | None = None, encoder: Encoder | None = None, backgrounds: Backgrounds | None = None,
     ):  # fmt: skip
         config = config.settled(shape)
         self.penalty_weight = config.penalty_weight or 0.0
         self.shape, self.config, self.step, self.skipped, self._skipped_in_a_row = tuple(shape), config, 0, 0, 0
         self.processes = processes or Processes(config)
         self.device, self.dtype = self.processes.device, self.processes.dtype
-        self.encoder = encoder and encoder.to(self.device, self.dtype)
+        self.encoder, self.backgrounds = encoder and encoder.to(self.device, self.dtype), backgrounds
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.default_rng([config.seed, _INIT]).integers(2**63)))
-            generator = Generator(shape, networks.channels, networks.latent, conditions)
+            generator: Generator | ContextGenerator = (ContextGenerator if backgrounds else Generator)(
+                shape, networks.channels, networks.latent, conditions
+            )
             critic = Critic(shape, networks.channels, conditions)
         self.generator = place(generator.to(self.dtype), self.device, len(shape))
         self.critic = place(critic.to(self.dtype), self.device, len(shape))
@@ -173,17 +189,24 @@ class Trainer:
 
     def _critic_step(self, data: TrainingSet, rng: np.random.Generator) -> tuple[CriticTerms, float, Tensor, Tensor]:
         c = self.config
-        positions, flipped = data.draw(rng, c.batch), (rng.random(c.batch) < 0.5) & c.mirror
+        drawn, mirrored = (
+            data.draw(rng, c.batch),
+            self.shape[-1:] if self.backgrounds is None else self.shape,
+        )  # left to right, or every way
+        flips = [(rng.random(c.batch) < 0.5) & c.mirror for _ in mirrored]
         pairs = max(1, round(c.penalty_fraction * c.batch))
         z = rng.standard_normal((c.batch, self.generator.latent), dtype=np.float32)
         mix = rng.random((pairs, *[1] * (1 + len(self.shape))), dtype=np.float32)
-        mine = np.ones(c.batch, bool) if self._owner is None else self._owner[positions] == self.processes.rank
-        positions, mix, condition = positions[mine], mix[mine[:pairs]], self._condition(data, positions[mine])
+        mine = np.ones(c.batch, bool) if self._owner is None else self._owner[drawn] == self.processes.rank
+        positions, mix, condition = drawn[mine], mix[mine[:pairs]], self._condition(data, drawn[mine])
         real = self._to_device(data.patches[positions])
-        real = torch.where(self._to_device(flipped[mine]).view(-1, *[1] * (real.ndim - 1)) > 0, real.flip(-1), real)
+        for axis, flipped in enumerate(flips, 1):
+            real = torch.where(self._to_device(flipped[mine]).view(-1, *[1] * (real.ndim - 1)) > 0, real.flip(-axis), real)
+        scene = self.scene(rng, self._diameters(data, drawn), mine)
         with self.processes.autocast():
             with torch.no_grad():
-                synthetic = self.generator(self._to_device(z[mine]), condition).to(self.dtype)
+                synthetic = draw(self.generator, self._to_device(z[mine]), condition, scene).to(self.dtype)
+            real, synthetic = seen(real, scene), seen(synthetic, scene)
             found, terms = critic_gradients(
                 self.critic, self._changed(real, rng, mine), self._changed(synthetic, rng, mine), self._to_device(mix), self.penalty_weight,
                 condition, batch=c.batch, pairs=pairs,
@@ -205,10 +228,9 @@ class Trainer:
         c, mine = self.config, slice(self.processes.rank, None, self.processes.count)
         rng = np.random.default_rng([c.seed, _LATENT, self.step])
         z = rng.standard_normal((c.batch, self.generator.latent), dtype=np.float32)
-        condition = self._conditions_to_draw(data, rng, c.batch)
-        condition = None if condition is None else condition[mine]
+        condition, scene = self._to_draw(data, rng, c.batch, mine)
         with self.processes.autocast():
-            synthetic = self.generator(self._to_device(z[mine]), condition)
+            synthetic = seen(draw(self.generator, self._to_device(z[mine]), condition, scene), scene)
             loss = generator_loss(self.critic, self._changed(synthetic, rng, mine), condition, batch=c.batch)
             if self.encoder is not None and real is not None:
                 from gan.encoder import feature_matching_loss
@@ -218,7 +240,10 @@ class Trainer:
         *gradients, total = self.processes.sum([*torch.autograd.grad(loss, parameters), loss.detach()])
         norm = _norm(gradients)
         if self._usable(
-            norm, lambda: f"{_first_not_finite(self.generator, 'generator', self._to_device(z[mine]), condition) or 'the loss'}"
+            norm,
+            lambda: (
+                f"{_first_not_finite(self.generator, 'generator', self._to_device(z[mine]), condition, *[s for s in [scene] if s is not None]) or 'the loss'}"
+            ),
         ):
             _step_with(self.generator_optimizer, parameters, gradients)
         return total, norm
@@ -231,7 +256,10 @@ class Trainer:
     @torch.no_grad()
     def _mean_score(self, data: TrainingSet, rng: np.random.Generator, most: int) -> float:
         positions = rng.choice(len(data.patches), size=min(most, len(data.patches)), replace=False)
-        return self.critic(self._to_device(data.patches[positions]), self._condition(data, positions)).mean().item()
+        real = self._to_device(data.patches[positions])
+        if self.backgrounds is not None:
+            real = real * self._to_device(self.backgrounds.view(self._diameters(data, positions)))
+        return self.critic(real, self._condition(data, positions)).mean().item()
 
     def _changed(self, x: Tensor, rng: np.random.Generator, mine: np.ndarray | slice) -> Tensor:
         """This process's share of a batch as the critic gets to see it."""
@@ -277,9 +305,23 @@ class Trainer:
             or "the penalty"
         )
 
-    def _conditions_to_draw(self, data: TrainingSet, rng: np.random.Generator, count: int) -> Tensor | None:
-        """(count, K): what to draw samples for, as the training set is."""
-        return None if data.condition is None else self._condition(data, data.draw(rng, count))
+    def _to_draw(
+        self, data: TrainingSet, rng: np.random.Generator, count: int, mine: slice = slice(None)
+    ) -> tuple[Tensor | None, Scene | None]:
+        """What to draw samples for, (count, K), and into, as the training set is; of which only `mine` are wanted."""
+        if data.condition is None and self.backgrounds is None:
+            return None, None
+        positions = data.draw(rng, count)
+        return self._condition(data, positions[mine]), self.scene(rng, self._diameters(data, positions), mine)
+
+    def _diameters(self, data: TrainingSet, positions: np.ndarray) -> np.ndarray:
+        return np.full(len(positions), np.nan) if data.diameters_mm is None else data.diameters_mm[positions]
+
+    def scene(self, rng: np.random.Generator, diameters_mm: np.ndarray, mine: np.ndarray | slice = slice(None)) -> Scene | None:
+        """What lesions of these diameters are drawn into; None for a generator of whole patches."""
+        if self.backgrounds is None:
+            return None
+        return Scene(*(self._to_device(each[mine]) for each in self.backgrounds.scene(rng, diameters_mm)))
 
     def _condition(self, data: TrainingSet, positions: np.ndarray) -> Tensor | None:
         return None if data.condition is None else self._to_device(data.condition[positions])
@@ -310,8 +352,8 @@ class Trainer:
         self.average.train()
         for n in range(max(2, min(16, SETTLED_ON // (c.batch * math.prod(self.shape))))):
             rng = np.random.default_rng([c.seed, _STATISTICS, n])
-            condition = self._conditions_to_draw(data, rng, c.batch)
-            self.average(self._to_device(rng.standard_normal((c.batch, self.average.latent), dtype=np.float32)), condition)
+            condition, scene = self._to_draw(data, rng, c.batch)
+            draw(self.average, self._to_device(rng.standard_normal((c.batch, self.average.latent), dtype=np.float32)), condition, scene)
         self.average.eval()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -385,7 +427,7 @@ def _weight_not_finite(net: nn.Module, name: str) -> str | None:
 
 
 @torch.no_grad()
-def _first_not_finite(net: nn.Module, name: str, *inputs: Tensor | None) -> str | None:
+def _first_not_finite(net: nn.Module, name: str, *inputs: Tensor | Scene | None) -> str | None:
     """The first parameter of a network that is not finite, or else the first layer whose output is not, by name."""
     found: list[str] = []
 

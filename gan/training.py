@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from gan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gan.conditions import Conditions
 from gan.config import NetworkConfig
 from gan.tracker import Tracker
-from gan.trainer import MONITOR, Trainer, TrainingSet, latents
+from gan.trainer import MONITOR, Trainer, TrainingSet, draw, latents
 
 GRID = {2: 64, 3: 16}
 """Samples in a grid; their seeds are 0, 1, 2 ..."""
@@ -154,7 +154,8 @@ class _Loop:
         rng = np.random.default_rng([self.trainer.config.seed, MONITOR, 2])
         positions = self.held_out.draw(rng, count)
         condition = None if self.held_out.condition is None else self.held_out.condition[positions]
-        found = self.hooks.validate(self._draw(range(count), condition), positions)
+        diameters = None if self.held_out.diameters_mm is None else self.held_out.diameters_mm[positions]
+        found = self.hooks.validate(self._draw(range(count), condition, diameters), positions)
         if self.best is None or found.distance < self.best["distance"]:
             self.best = {"step": self.trainer.step, "distance": found.distance, "measure": found.measure}
         return dict(found.metrics)
@@ -166,17 +167,19 @@ class _Loop:
         each = max(1, count // 8 // max(len(classes), 1)) * 8 if count >= 8 else count
         labels = [label for label in classes or ("",) for _ in range(each)]
         diameters = np.resize(GRID_DIAMETERS_MM, len(labels))
-        x = self._draw([n % each for n in range(len(labels))], self.conditions.encode(labels, diameters))
+        x = self._draw([n % each for n in range(len(labels))], self.conditions.encode(labels, diameters), diameters)
         return self.hooks.samples(self.trainer.step, x, labels if classes else None)
 
     @torch.no_grad()
-    def _draw(self, seeds: Sequence[int], condition: np.ndarray | None) -> np.ndarray:
+    def _draw(self, seeds: Sequence[int], condition: np.ndarray | None, diameters_mm: np.ndarray | None = None) -> np.ndarray:
         trainer, parts = self.trainer, []
+        rng = np.random.default_rng([trainer.config.seed, MONITOR, 6])  # into the same lesion-free patches at every step
         for start in range(0, len(seeds), 64):
             part = slice(start, start + 64)
             z = latents(seeds[part], trainer.average.latent).to(trainer.device, trainer.dtype)
             given = None if condition is None else torch.from_numpy(condition[part]).to(z)
-            parts.append(trainer.average(z, given).float().cpu().numpy())
+            scene = None if diameters_mm is None else trainer.scene(rng, diameters_mm[part])
+            parts.append(draw(trainer.average, z, given, scene).float().cpu().numpy())
         return np.concatenate(parts)
 
     def _save(self) -> None:
@@ -185,6 +188,8 @@ class _Loop:
             self.trainer.about_to_show()
             raise ValueError("training diverged: not all weights are finite any more; the last checkpoint is whole")
         settings = {"training": asdict(self.trainer.config), "networks": asdict(self.networks), "conditions": asdict(self.conditions)}
+        if self.trainer.backgrounds is not None:
+            settings["context"] = {"origin": self.trainer.backgrounds.origin}
         spent = self.trainer.privacy_spent
         scheme = "numpy.random.default_rng([seed, purpose, step, ...])"
         secret = "; patients, their patches and noise: the system's randomness" if spent else ""
@@ -201,7 +206,7 @@ def in_memory(data: TrainingSet, trainer: Trainer) -> TrainingSet:
     at_once = max(1, (1 << 26) // size)
     parts = [patches[np.arange(start, min(start + at_once, len(patches)))] for start in range(0, len(patches), at_once)]
     held = torch.cat([torch.as_tensor(part) for part in parts]).to(trainer.device)
-    return TrainingSet(_OnDevice(held), data.condition, data.weights, data.patients, data.describe)
+    return replace(data, patches=_OnDevice(held))
 
 
 class _OnDevice:

@@ -1,0 +1,199 @@
+"""Lesions drawn into lesion-free patches: the generator, and what it draws into.
+
+A rare lesion has few pictures, lesion-free anatomy has many. This generator takes the anatomy as it is and draws the lesion and its
+transition into it: outside a soft support around the patch's middle nothing changes, not by a bit. Of critic and loss it changes
+nothing, but that the critic sees patches through a window little wider than the support: what lies beyond comes from other places
+than real lesions do, and the generator could not help it.
+
+Shapes: N patches, 1 channel, *S = (H, W) or (D, H, W). Patches are float32 in [-1, 1]. The lesion's centre is the patch's middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gan.config import Origin
+from gan.networks import BatchNorm, Convolution, UpsamplingConvolution, channels_last, from_cells, strides, to_cells, widths
+
+REACH = 1.15
+"""A lesion is not round: its support has this many times its radius, and MARGIN_MM more, before it fades over SOFT_MM."""
+MARGIN_MM, SOFT_MM, SEEN_MM = 1.0, 3.0, 2.5
+"""SEEN_MM: how much further the critic sees."""
+TRIES = 8
+"""Lesion-free patches among which the one with most room in its middle is taken."""
+CHANGED = 0.5
+"""A voxel belongs to the lesion where it was changed by this share of what the lesion's middle was."""
+
+ORIGINS: Mapping[str, str] = {
+    "cohort": "patients of the cohort that the model was trained on",
+    "public": "patients of a public data set",
+    "phantom": "procedural phantoms, which are nobody",
+    "unknown": "patients of whom nothing was stated",
+}
+"""Whose anatomy a lesion is drawn into, in words."""
+
+
+def privacy_of_composites(guarantee: str | None, origin: Origin) -> str:
+    """What is promised of lesions drawn into this anatomy: a guarantee of the model covers the lesions, never whose anatomy is shown."""
+    anatomy = f"the anatomy around a lesion is that of {ORIGINS[origin]}"
+    if origin in ("public", "phantom"):
+        return f"{guarantee or 'no guarantee: trained without differential privacy'}; {anatomy}"
+    own = f" The model that draws the lesions has one, for those it was trained on: {guarantee}" if guarantee else ""
+    return f"no guarantee: {anatomy}, shown as it is.{own}"
+
+
+class Patches(Protocol):
+    """Lesion-free patches: a length, and float32 (N, 1, *S) in [-1, 1] at positions (N,)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: np.ndarray, /) -> np.ndarray | Tensor: ...
+
+
+class Scene(NamedTuple):
+    """What lesions are drawn into, each (N, 1, *S): the lesion-free patch, how far it may be changed, and how far the critic sees, 0 to 1."""
+
+    background: Tensor
+    support: Tensor
+    view: Tensor
+
+
+def support(
+    shape: Sequence[int], spacing_mm: Sequence[float], diameters_mm: np.ndarray | Sequence[float], further_mm: float = 0.0
+) -> np.ndarray:
+    """float32 (N, 1, *S) in [0, 1]: where a lesion of each diameter may change its patch; 1 near the middle, 0 beyond `radius_mm`.
+
+    In between a smoothstep, whose slope is 0 at both ends, so that no edge shows. further_mm: so much wider.
+    """
+    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing_mm, strict=True)]
+    squares = [np.square(axis).reshape([-1 if a == b else 1 for b in range(len(shape))]) for a, axis in enumerate(axes)]
+    distance = np.sqrt(sum(squares[1:], squares[0]))
+    ends = (radius_mm(np.asarray(diameters_mm, float)) + further_mm).reshape(-1, *[1] * (1 + len(shape)))
+    inside = np.clip((ends - distance) / SOFT_MM, 0, 1)
+    return (inside * inside * (3 - 2 * inside)).astype(np.float32)
+
+
+def radius_mm(diameters_mm: np.ndarray) -> np.ndarray:
+    """How far from its centre a lesion of this diameter may change a voxel."""
+    return diameters_mm / 2 * REACH + MARGIN_MM + SOFT_MM
+
+
+def largest_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
+    """The diameter of the largest lesion whose support lies inside a patch."""
+    half = min((n - 1) / 2 * mm for n, mm in zip(shape, spacing_mm, strict=True))
+    return max(0.0, (half - MARGIN_MM - SOFT_MM) * 2 / REACH)
+
+
+class Backgrounds:
+    """Lesion-free patches to draw into."""
+
+    def __init__(self, patches: Patches, spacing_mm: Sequence[float] | None, shape: Sequence[int], origin: Origin = "cohort"):
+        if not len(patches):
+            raise ValueError("there is no lesion-free patch to draw into")
+        self.patches, self.shape, self.origin = patches, tuple(shape), origin
+        self.spacing_mm = tuple(spacing_mm or [1.0] * len(shape))
+
+    def draw(self, rng: np.random.Generator, diameters_mm: np.ndarray, tries: int = TRIES) -> np.ndarray:
+        """float32 (N, 1, *S): for a lesion of each diameter, of `tries` random patches the one that is least dense where the lesion goes.
+
+        Each is flipped along each axis half of the time. What is listed as lesion-free often has a vessel in its middle.
+        """
+        count = len(diameters_mm)
+        rows = rng.integers(len(self.patches), size=count * tries)
+        some = np.asarray(self.patches[rows]).reshape(count, tries, 1, *self.shape)
+        where = support(self.shape, self.spacing_mm, diameters_mm, -SOFT_MM)[:, None]
+        density = (some * where).reshape(count, tries, -1).sum(-1)
+        return self.flipped(rng, some[np.arange(count), density.argmin(1)])
+
+    def flipped(self, rng: np.random.Generator, patches: np.ndarray) -> np.ndarray:
+        """Patches (N, 1, *S), each along each axis half of the time."""
+        for axis in range(2, patches.ndim):
+            turn = (rng.random(len(patches)) < 0.5).reshape(-1, *[1] * (patches.ndim - 1))
+            patches = np.where(turn, np.flip(patches, axis), patches)
+        return patches
+
+    def scene(self, rng: np.random.Generator, diameters_mm: np.ndarray) -> Scene:
+        """What lesions of these diameters are drawn into."""
+        return scene_of(self.draw(rng, diameters_mm), self.spacing_mm, diameters_mm)
+
+    def view(self, diameters_mm: np.ndarray) -> np.ndarray:
+        """float32 (N, 1, *S) in [0, 1]: how far the critic sees real lesions of these diameters."""
+        return support(self.shape, self.spacing_mm, diameters_mm, SEEN_MM)
+
+
+def scene_of(backgrounds: np.ndarray, spacing_mm: Sequence[float], diameters_mm: np.ndarray) -> Scene:
+    """Of lesion-free patches (N, 1, *S) and the diameters (N,) of what is to be drawn into them."""
+    windows = (support(backgrounds.shape[2:], spacing_mm, diameters_mm, further) for further in (0.0, SEEN_MM))
+    return Scene(*(torch.from_numpy(one) for one in (np.ascontiguousarray(backgrounds), *windows)))
+
+
+class ContextGenerator(nn.Module):
+    """Latent, condition and scene to patch: the background's features, shrunk as the critic shrinks patches, join the plain
+    generator's at each size (as in a U-Net, Ronneberger et al. 2015), and two layers say what is drawn and how opaque it is.
+
+    x = b + s a (v - b), with background b, support s, opacity a in (0, 1) and drawn value v in [-1, 1]: outside the support x is b
+    exactly, x never leaves the window, and vessels or pleura shine through where a is small.
+    """
+
+    def __init__(self, shape: Sequence[int], channels: int, latent: int, conditions: int = 0):
+        super().__init__()
+        steps, maps = strides(shape), widths(shape, channels)
+        self.latent, self.conditions, self.cell = latent, conditions, steps[0]
+        self.down = nn.ModuleList(
+            [Convolution(2 * prod(self.cell), maps[0], self.cell, cells=True)]
+            + [Convolution(before, after, stride) for (before, after), stride in zip(pairwise(maps), steps[1:], strict=True)]
+        )
+        sides = [side // prod(axis) for side, axis in zip(shape, zip(*steps, strict=True), strict=True)]
+        self.start = (maps[-1], *sides)
+        self.project = nn.Linear(latent + conditions, prod(self.start), bias=False)
+        nn.init.normal_(self.project.weight, std=0.02)
+        self.norms, self.up = nn.ModuleList([BatchNorm(maps[-1])]), nn.ModuleList()
+        for (before, after), stride in zip(pairwise(maps[::-1]), steps[:0:-1], strict=True):
+            self.up.append(UpsamplingConvolution(2 * before, after, stride))
+            self.norms.append(BatchNorm(after))
+        self.value, self.opacity = (UpsamplingConvolution(2 * maps[0], 1, self.cell, cells=True) for _ in range(2))
+        self.bias = nn.Parameter(torch.zeros(2))
+
+    def forward(self, z: Tensor, condition: Tensor | None, scene: Scene) -> Tensor:
+        """(N, latent), standard normal, (N, K), and the scene -> (N, 1, *S) in [-1, 1]."""
+        z = z if condition is None else torch.cat([z, condition], 1)
+        x = torch.cat([to_cells(scene.background, self.cell), to_cells(2 * scene.support - 1, self.cell)], 1)
+        seen = []
+        for layer in self.down:
+            x = layer(x)
+            seen.append(x)
+        x = self.project(z).view(-1, *self.start).contiguous(memory_format=channels_last(len(self.cell)))
+        for n, norm in enumerate(self.norms):
+            x = torch.cat([torch.relu(norm(x)), seen[-1 - n]], 1)
+            x = self.up[n](x) if n < len(self.up) else x
+        value = torch.tanh(from_cells(self.value(x), self.cell) + self.bias[0])
+        opacity = torch.sigmoid(from_cells(self.opacity(x), self.cell) + self.bias[1])
+        return scene.background + scene.support * opacity * (value - scene.background)
+
+
+def lesion_masks(patches: np.ndarray, scene: Scene) -> np.ndarray:
+    """bool (N, *S): the lesions of patches (N, 1, *S) that were drawn into a scene.
+
+    Where a voxel was changed by half of what the most changed tenth of the inner support was, holes filled; the piece nearest to the middle.
+    All False where nothing was changed.
+    """
+    from scipy import ndimage
+
+    found = np.zeros((len(patches), *patches.shape[2:]), bool)
+    middle = (np.array(patches.shape[2:]) - 1) / 2
+    for n, (x, b, s) in enumerate(zip(patches[:, 0], scene.background[:, 0].cpu().numpy(), scene.support[:, 0].cpu().numpy(), strict=True)):
+        change = np.abs(x - b)
+        most = np.quantile(change[s >= 0.5 * s.max()], 0.9)
+        if most > 0:
+            pieces, _ = ndimage.label(ndimage.binary_fill_holes(change >= CHANGED * most))
+            places = np.argwhere(pieces)
+            nearest = places[np.square(places - middle).sum(1).argmin()]
+            found[n] = pieces == pieces[tuple(nearest)]
+    return found
