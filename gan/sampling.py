@@ -144,7 +144,7 @@ def generate(model: Model, z: Tensor, condition: np.ndarray | None = None) -> It
 
 def of_whole_patches(model: Model) -> Generator:
     """Its generator. Raises ValueError for one that needs something to draw into."""
-    if not isinstance(model.generator, Generator):
+    if isinstance(model.generator, ContextGenerator):
         raise ValueError("this model draws lesions into lesion-free anatomy: give it some (python sample.py --backgrounds, or --into)")
     return model.generator
 
