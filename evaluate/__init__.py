@@ -8,4 +8,5 @@ sets of vectors; `intervals.py` says how far a distance can be trusted, and what
 `usefulness.py` asks what it is all for: does a detector (`detector.py`) get better on patients it never saw?
 `audit.py` runs these over the three sets into one `Report` (`report.py`); `verdict.py` says what it comes to, `page.py` and
 `report_text.py` write it down, and `python -m evaluate REAL SYNTHETIC --out REPORT` is the way in.
+`froc.py` stands beside them: it judges a detector of the user's own on whole scans.
 """

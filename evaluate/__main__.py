@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from data.command import command_parser, parse, run_command, stages
-from evaluate import compare_command, encoder_command, privacy_command
+from evaluate import compare_command, encoder_command, froc_command, privacy_command
 from evaluate.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ DESCRIPTION = """Judge synthetic lesion patches: how good, how new, how useful.
   python -m evaluate patches synthetic --out gate --fail-if 'memorisation.copies > 0' --fail-if 'verdict.quality == bad'
   python -m evaluate compare --help       several reports side by side
   python -m evaluate encoder --help       train features of one's own on the training patients
+  python -m evaluate froc --help          a detector of your own on whole scans: free-response ROC and LUNA16's score
   python -m evaluate privacy --help       attack a run: does it keep what differential privacy promises?
 
 REAL is a patch folder of `python -m data prepare`, SYNTHETIC one of `python sample.py`. Quality is judged against the patients
@@ -48,8 +50,8 @@ Interrupted, the same command goes on where it stopped. Exit codes: 0 done, 1 a 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reads the command line and both folders, evaluates, writes the report; or what `compare`, `encoder` or `privacy` does."""
-    others = {"privacy": privacy, "compare": compare, "encoder": encoder}
+    """Reads the command line and both folders, evaluates, writes the report; or what `compare`, `encoder`, `froc` or `privacy` does."""
+    others = {"privacy": privacy, "compare": compare, "encoder": encoder, "froc": froc}
     if arguments and arguments[0] in others:
         return others[arguments[0]](arguments[1:])
     parser = command_parser("python -m evaluate", DESCRIPTION)
@@ -318,6 +320,27 @@ def compare(arguments: Sequence[str]) -> int:
             (out / "comparison.html").write_text(comparison_page(reports, sentences), encoding="utf-8")
             (out / "comparison.md").write_text(to_markdown(table, sentences), encoding="utf-8")
         print(f"\n{options.out}/comparison.html\n{options.out}/comparison.md")
+    return 0
+
+
+def froc(arguments: Sequence[str]) -> int:
+    """Reads a detector's candidates and the nodules that are there; prints the free-response ROC."""
+    parser = command_parser("python -m evaluate froc", froc_command.DESCRIPTION)
+    froc_command.add_arguments(parser)
+    options = parse(parser, arguments)
+
+    from data.files import new_folder
+    from evaluate.froc_report import to_text
+
+    with new_folder(options.out) if options.out else nullcontext() as out:
+        report = froc_command.run(options)
+        if out:
+            froc_command.write(report, out)
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(to_text(report))
+    if options.out:
+        print(f"\n{options.out}/froc.json\n{options.out}/froc.csv\n{options.out}/froc.png")
     return 0
 
 
