@@ -315,7 +315,7 @@ def _patches(folder: PatchFolder, split: str, conditions: Conditions, balance: f
     labels, patients = folder.rows.names("label", indices), folder.rows.names("patient", indices)
     diameters = folder.rows.diameter_mm[indices]
     if measured:
-        diameters = _all_diameters(folder, indices)
+        diameters = lesion_diameters_mm(folder, indices)
     if conditions.diameter and not np.isfinite(diameters).any() and len(indices):
         raise ValueError(f"networks.condition asks for diameters, and no {split} patch of {folder.path} has one")
     condition = conditions.encode(labels.tolist(), diameters) if conditions.size else None
@@ -326,7 +326,7 @@ def _patches(folder: PatchFolder, split: str, conditions: Conditions, balance: f
     )  # fmt: skip
 
 
-def _all_diameters(folder: PatchFolder, indices: np.ndarray) -> np.ndarray:
+def lesion_diameters_mm(folder: PatchFolder, indices: np.ndarray) -> np.ndarray:
     """In mm (pixels, where the spacing is unknown): as listed, else as measured in the patch, else UNKNOWN_MM.
 
     What measures more than half of the patch hangs on to the chest wall or a large vessel, and counts as not measured.

@@ -1,6 +1,6 @@
 """What synthetic nodules are worth where real ones are few: in real nodules, by what a detector learns from them.
 
-  python benchmarks/rare_class.py --work rare --json rare.json      about an hour of CPU time; stop it, give the command again, and it goes on
+  python benchmarks/rare_class.py --work rare --json rare.json      about 90 minutes of CPU time; stop it, give the command again, and it goes on
   python benchmarks/rare_class.py --work rare --split test          the one look at the test groups, at the end; what is trained is not trained again
   python benchmarks/rare_class.py --quick                           under two minutes; shows that it works, and nothing of worth
 
@@ -11,13 +11,17 @@ always. evaluate's small network learns lesion from lesion-free, half of each ba
   real                      the few nodules as they are
   real+classic              with classic augmentation: what any gain has to be over
   real+policy               classic and TrivialAugment
-  ... synthetic, WAY        classic, and a share of a batch's lesions synthetic; shares of 0.1, 0.25 and 0.5, one of which is chosen
+  ... synthetic, WAY        classic, and a share of a batch's lesions synthetic; shares of 0.1 and 0.25, one of which is chosen
   ... synthetic, chosen     the way chosen as well as the share
-  synthetic only, WAY       all of a batch's lesions synthetic
+  synthetic only, WAY       all of a batch's lesions synthetic, of the two ways that need no other data or copy no lesion
 
-A generator is trained with train.py's defaults on exactly the nodules that the detector has. WAY is "from scratch", or "transferred": started,
-as by --init-from, from a run on the training groups' lesion-free patches, of which there are 3,156. There is one such run for all seeds, so what
-another one would change is in no interval.
+WAY is how the synthetic ones come from exactly the nodules that the detector has:
+
+  whole patches             a generator trained with train.py's defaults
+  transferred               the same, started, as by --init-from, from a run on the training groups' lesion-free patches, of which there
+                            are 3,156. There is one such run for all seeds, so what another one would change is in no interval
+  context                   a generator that draws lesions into those lesion-free patches (--context.on true), diameters as the few have them
+  pasted, Poisson           the few themselves, set into those lesion-free patches without a model (benchmarks/pasting.py)
 
 Worth: real+classic is also trained on 25 and 200 nodules and on all 648. Its mean AUROC over the number of nodules, made to rise
 (isotonic regression) and read linearly in the logarithm of the number, is where an arm's AUROC is looked up: the smallest set that scores as
@@ -58,25 +62,31 @@ from scipy.optimize import isotonic_regression
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.few_cases import within_patients
+from benchmarks.pasting import BLENDS, set_in
 from benchmarks.quality import WINDOW, fixed_latents, luna_patches, samples
 from benchmarks.step import processor
 from data.command import run_command
 from data.patches import PatchFolder, WindowedPatches
+from data.preprocess import from_unit
 from evaluate.detector import CLASSIC, POLICY, REAL, VERSION, Arm, DetectorSet, Recipe, _log_odds, _network, _train
 from evaluate.detector_store import DetectorStore, content_hash
 from evaluate.scores import METRICS, NUMBERS_AT_ONCE, Scores, _metric_table, _patient_counts, area_under_roc, choose_threshold
 from gan.checkpoint import Checkpoint
 from gan.conditions import Conditions
 from gan.config import NetworkConfig, TrainingConfig
-from gan.trainer import Trainer, TrainingSet
+from gan.context import Backgrounds
+from gan.trainer import Trainer, TrainingSet, draw
 from gan.training import in_memory
 from gan.transfer import start_from
+from train import lesion_diameters_mm
 
 SIZES = (50, 100, 300)
 SMALLER_AND_BETWEEN = (25, 200)
 """Sizes of the learning curve beside SIZES and all nodules."""
-SHARES = (0.1, 0.25, 0.5)
-WAYS = ("from scratch", "transferred")
+SHARES = (0.1, 0.25)
+WAYS = ("whole patches", "transferred", "context", "pasted", "Poisson")
+ALONE = ("whole patches", "context")
+"""Ways whose synthetic lesions a detector also learns from alone."""
 SPECIFICITY = 0.9
 LONGER_START = 1.5
 """How many times as many updates the run has that others start from."""
@@ -99,14 +109,14 @@ BASELINE = CLASSIC.name
 ARMS: dict[str, tuple[Arm, str | None]] = {
     **{arm.name: (arm, None) for arm in (CLASSIC, REAL, POLICY)},
     **{mixed(way, share): (Arm("mixed", "classic", share), way) for way in WAYS for share in SHARES},
-    **{f"synthetic only, {way}": (Arm("only", "classic", 1.0), way) for way in WAYS},
+    **{f"synthetic only, {way}": (Arm("only", "classic", 1.0), way) for way in ALONE},
 }
 """name -> how a batch is made, and which generator's samples are in it."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    steps: int = 400
+    steps: int = 900  # at 400, a detector has not learned what all 648 nodules can teach it
     updates: int = 500
     samples: int = 2000
     seeds: int = 5
@@ -130,6 +140,7 @@ class Study:
         self.nodules = folder.select(splits=["train"], classes=folder.lesion_classes)
         self.free = folder.select(splits=["train"], classes=[str(folder.background)])
         self.patients = folder.rows.names("patient", self.nodules)
+        self.backgrounds = Backgrounds(WindowedPatches(folder, self.free)[np.arange(len(self.free))], folder.spacing_mm, folder.shape)
         self.curve = tuple(sorted({*effort.between, *effort.sizes, len(self.nodules)}))
         self.recipe = Recipe(effort.steps, 64, "small", "natural", "cpu")
         self.seconds: dict[str, list[float]] = {"generator": [], "detector": []}
@@ -172,24 +183,44 @@ class Study:
         """int16 HU (N, H, W), of a generator that was trained on these nodules."""
         few = self.few(count, seed)
         settings = {
-            "torch": torch.__version__, "train": content_hash(self.folder.hu(few)), "seed": seed, "updates": self.effort.updates, "samples": self.effort.samples,
-            "start": self.start_settings() if way == "transferred" else None, **defaults(),
+            "torch": torch.__version__, "way": way, "train": content_hash(self.folder.hu(few)), "seed": seed, "updates": self.effort.updates,
+            "samples": self.effort.samples, "start": self.start_settings() if way == "transferred" else None, **defaults(),
         }  # fmt: skip
         kept = self.generators.load(settings)
         if kept is None:
             start = self.start() if way == "transferred" else None
             started = time.monotonic()
-            trainer = self.trained(few, seed, self.effort.updates, start)
-            kept = {"hu": samples(trainer.average, fixed_latents(self.effort.samples))}
+            kept = {"hu": self.drawn(way, few, seed, start)}
             self.generators.save(settings, kept)
-            self.seconds["generator"].append(time.monotonic() - started)
+            if way not in BLENDS:
+                self.seconds["generator"].append(time.monotonic() - started)
         return kept["hu"]
 
-    def trained(self, rows: np.ndarray, seed: int, updates: int, start: Checkpoint | None = None) -> Trainer:
-        trainer = Trainer(self.folder.shape, NetworkConfig(), TrainingConfig(device="cpu", seed=seed, steps=updates))
+    def drawn(self, way: str, few: np.ndarray, seed: int, start: Checkpoint | None) -> np.ndarray:
+        """int16 HU (N, H, W): what `samples` keeps."""
+        count, rng = self.effort.samples, np.random.default_rng([seed, len(few)])
+        if way in BLENDS:
+            lesions = WindowedPatches(self.folder, few)[np.arange(len(few))]
+            found, _, _ = set_in(lesions, lesion_diameters_mm(self.folder, few), self.backgrounds, count, rng, way)
+            return from_unit(found[:, 0], WINDOW)
+        trainer = self.trained(few, seed, self.effort.updates, start, context=way == "context")
+        if way != "context":
+            return samples(trainer.average, fixed_latents(count))
+        diameters = rng.choice(lesion_diameters_mm(self.folder, few), count)
+        return from_unit(composites(trainer, diameters, rng)[:, 0], WINDOW)
+
+    def trained(self, rows: np.ndarray, seed: int, updates: int, start: Checkpoint | None = None, context: bool = False) -> Trainer:
+        conditions = Conditions(diameter=context)
+        trainer = Trainer(
+            self.folder.shape, NetworkConfig(), TrainingConfig(device="cpu", seed=seed, steps=updates), conditions.size,
+            backgrounds=self.backgrounds if context else None,
+        )  # fmt: skip
         if start:
             start_from(trainer, Conditions(), start)
-        data = in_memory(TrainingSet(WindowedPatches(self.folder, rows)), trainer)
+        patches = WindowedPatches(self.folder, rows)
+        diameters = lesion_diameters_mm(self.folder, rows) if context else None
+        condition = None if diameters is None else conditions.encode([""] * len(rows), diameters)
+        data = in_memory(TrainingSet(patches, condition, diameters_mm=diameters), trainer)
         for _ in range(updates):
             trainer.update(data)
         trainer.settle(data)
@@ -220,6 +251,17 @@ class Study:
             yield [Cell(count, arm) for arm in ARMS if arm != BASELINE]
 
 
+@torch.inference_mode()
+def composites(trainer: Trainer, diameters_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """float32 (N, 1, *S) in [-1, 1]: lesions of these diameters, each in a lesion-free patch of its own."""
+    found = []
+    for some in np.array_split(diameters_mm, -(-len(diameters_mm) // 100)):
+        z = torch.from_numpy(rng.standard_normal((len(some), trainer.average.latent), dtype=np.float32))
+        condition = torch.from_numpy(Conditions(diameter=True).encode([""] * len(some), some))
+        found.append(draw(trainer.average, z, condition, trainer.scene(rng, some)).numpy())
+    return np.concatenate(found)
+
+
 def defaults() -> dict[str, Any]:
     return {"networks": asdict(NetworkConfig()), "training": asdict(TrainingConfig())}
 
@@ -230,7 +272,7 @@ def told(words: str) -> None:
 
 def left(study: Study, cells: Sequence[Cell]) -> str:
     """How long cells that are still to be trained will take, in words."""
-    generators = sum(cell.arm in [mixed(way, SHARES[0]) for way in WAYS] for cell in cells)  # those train them, the others share
+    generators = sum(cell.arm in [mixed(way, SHARES[0]) for way in WAYS if way not in BLENDS] for cell in cells)  # the others share them
     counts = {"detector": len(cells), "generator": generators}
     seconds = sum(count * float(np.mean(study.seconds[what])) for what, count in counts.items() if study.seconds[what])
     return f"about {seconds / 60:.0f} min left" if all(study.seconds.values()) else "time left not known yet"

@@ -181,7 +181,7 @@ class ContextGenerator(nn.Module):
 def lesion_masks(patches: np.ndarray, scene: Scene) -> np.ndarray:
     """bool (N, *S): the lesions of patches (N, 1, *S) that were drawn into a scene.
 
-    Where a voxel was changed by half of what the most changed tenth of the inner support was, holes filled; the piece nearest to the middle.
+    Where a voxel was changed by half of what the most changed fiftieth of the inner support was, holes filled; the piece nearest to the middle.
     All False where nothing was changed.
     """
     from scipy import ndimage
@@ -190,7 +190,7 @@ def lesion_masks(patches: np.ndarray, scene: Scene) -> np.ndarray:
     middle = (np.array(patches.shape[2:]) - 1) / 2
     for n, (x, b, s) in enumerate(zip(patches[:, 0], scene.background[:, 0].cpu().numpy(), scene.support[:, 0].cpu().numpy(), strict=True)):
         change = np.abs(x - b)
-        most = np.quantile(change[s >= 0.5 * s.max()], 0.9)
+        most = np.quantile(change[s >= 0.5 * s.max()], 0.98)
         if most > 0:
             pieces, _ = ndimage.label(ndimage.binary_fill_holes(change >= CHANGED * most))
             places = np.argwhere(pieces)

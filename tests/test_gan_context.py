@@ -161,7 +161,7 @@ def run(steps: int, seed: int = 0) -> tuple[Trainer, TrainingSet]:
 
 
 def test_learns_to_draw_discs_of_the_size_that_is_asked_for():
-    trainer, _ = run(200)
+    trainer, _ = run(250)
     assert trainer.backgrounds is not None
     changed = {}
     for diameter in (4.0, 6.0):
