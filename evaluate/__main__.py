@@ -366,6 +366,8 @@ def privacy(arguments: Sequence[str]) -> int:
     checkpoint = load_checkpoint(run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
     if "training" not in checkpoint.config:
         raise ValueError(f"{run}: distilled from another run and never trained on patients; audit the run that it was distilled from")
+    if "context" in checkpoint.config:
+        raise ValueError(f"{run}: draws lesions into anatomy, which this attack does not know how to do")
     _check_trained_on(run, checkpoint.trained_on, folder)
     done = critic_steps_of(checkpoint)
     steps = done if options.critic_steps is None else options.critic_steps
