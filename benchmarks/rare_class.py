@@ -62,7 +62,7 @@ from benchmarks.quality import WINDOW, fixed_latents, luna_patches, samples
 from benchmarks.step import processor
 from data.command import run_command
 from data.patches import PatchFolder, WindowedPatches
-from evaluate.detector import CLASSIC, POLICY, REAL, VERSION, Arm, DetectorSet, Recipe, _log_odds, _network, _train
+from evaluate.detector import CLASSIC, POLICY, REAL, VERSION, Arm, DetectorSet, Recipe, detector_network, log_odds_of, train_detector
 from evaluate.detector_store import DetectorStore, content_hash
 from evaluate.scores import METRICS, NUMBERS_AT_ONCE, Scores, _metric_table, _patient_counts, area_under_roc, choose_threshold
 from gan.checkpoint import Checkpoint
@@ -160,13 +160,13 @@ class Study:
         if kept is None:
             started = time.monotonic()
             synthetic = DetectorSet(drawn, np.ones(len(drawn), bool), np.arange(len(drawn)))
-            network = _train(train, synthetic, WINDOW, arm, seed, self.recipe, lambda step: None)
+            network = train_detector(train, synthetic, WINDOW, arm, seed, self.recipe, lambda step: None)
             self.detectors.save(settings, {name: tensor.numpy() for name, tensor in network.state_dict().items()})
             self.seconds["detector"].append(time.monotonic() - started)
         else:
-            network = _network(self.recipe.network, hu.ndim - 1, 0, "cpu").eval()
+            network = detector_network(self.recipe.network, hu.ndim - 1, 0, "cpu").eval()
             network.load_state_dict({name: torch.from_numpy(array) for name, array in kept.items()})
-        return _log_odds(network, judged.hu, WINDOW, "cpu")
+        return log_odds_of(network, judged.hu, WINDOW, "cpu")
 
     def samples(self, way: str, count: int, seed: int) -> np.ndarray:
         """int16 HU (N, H, W), of a generator that was trained on these nodules."""

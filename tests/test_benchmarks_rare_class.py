@@ -117,7 +117,7 @@ def test_a_study_goes_on_where_it_stopped_and_leaves_test_patients_alone(rare, f
     def again(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(rare, "_train", again)
+    monkeypatch.setattr(rare, "train_detector", again)
     monkeypatch.setattr(rare, "Trainer", again)
     (_, resumed) = rare.stage_by_stage(rare.Study(folder, tmp_path / "work", effort), "validation")
     assert resumed == whole
