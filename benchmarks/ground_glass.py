@@ -210,14 +210,12 @@ def judged(study: Study) -> Mapping[str, NDArray[np.float64]]:
     """Arm -> log-odds (seeds, N) of every judged cube, each by detectors that did not see its patient. NaN: a nodule of another class."""
     wanted = np.isin(study.labels, [RARE, str(study.folder.background)])
     found = {arm: np.full((study.effort.seeds, len(study.labels)), np.nan) for arm in ARMS}
-    everything, done = list(product(range(study.effort.seeds), range(FOLDS), ARMS)), 0
-    started = time.monotonic()
-    for seed, fold, arm in everything:
+    everything, started = list(product(range(study.effort.seeds), range(FOLDS), ARMS)), time.monotonic()
+    for done, (seed, fold, arm) in enumerate(everything):
         left = f"; about {(time.monotonic() - started) / done * (len(everything) - done) / 60:.0f} min left" if done else ""
         told(f"{done + 1} of {len(everything)}: {arm}, fold {fold}, seed {seed}{left}")
         rows = wanted & (study.fold == fold)
         found[arm][seed, rows] = study.log_odds(arm, fold, seed)[rows]
-        done += 1
     return found
 
 

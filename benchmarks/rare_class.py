@@ -11,16 +11,15 @@ always. evaluate's small network learns lesion from lesion-free, half of each ba
   real                      the few nodules as they are
   real+classic              with classic augmentation: what any gain has to be over
   real+policy               classic and TrivialAugment
-  ... synthetic, WAY        classic, and a share of a batch's lesions synthetic; shares of 0.1 and 0.25, one of which is chosen
+  ... synthetic, WAY        classic, and a share of a batch's lesions synthetic: a quarter; with 50 nodules a tenth, too, and one is chosen
   ... synthetic, chosen     the way chosen as well as the share
-  synthetic only, WAY       all of a batch's lesions synthetic, of the two ways that need no other data or copy no lesion
+  synthetic only, WAY       all of a batch's lesions synthetic, of the two ways that copy no lesion
 
-WAY is how the synthetic ones come from exactly the nodules that the detector has:
+real+policy and synthetic only are of 50 nodules alone. WAY is how the synthetic ones come from exactly the nodules that the detector has:
 
   whole patches             a generator trained with train.py's defaults
-  transferred               the same, started, as by --init-from, from a run on the training groups' lesion-free patches, of which there
-                            are 3,156. There is one such run for all seeds, so what another one would change is in no interval
-  context                   a generator that draws lesions into those lesion-free patches (--context.on true), diameters as the few have them
+  context                   one that draws lesions into the training groups' 3,156 lesion-free patches (--context.on true), diameters as the
+                            few have them
   pasted, Poisson           the few themselves, set into those lesion-free patches without a model (benchmarks/pasting.py)
 
 Worth: real+classic is also trained on 25 and 200 nodules and on all 648. Its mean AUROC over the number of nodules, made to rise
@@ -68,28 +67,24 @@ from benchmarks.step import processor
 from data.command import run_command
 from data.patches import PatchFolder, WindowedPatches
 from data.preprocess import from_unit
-from evaluate.detector import CLASSIC, POLICY, REAL, VERSION, Arm, DetectorSet, Recipe, _log_odds, _network, _train
+from evaluate.detector import CLASSIC, POLICY, REAL, VERSION, Arm, DetectorSet, Recipe, detector_network, log_odds_of, train_detector
 from evaluate.detector_store import DetectorStore, content_hash
 from evaluate.scores import METRICS, NUMBERS_AT_ONCE, Scores, _metric_table, _patient_counts, area_under_roc, choose_threshold
-from gan.checkpoint import Checkpoint
 from gan.conditions import Conditions
 from gan.config import NetworkConfig, TrainingConfig
 from gan.context import Backgrounds
 from gan.trainer import Trainer, TrainingSet, draw
 from gan.training import in_memory
-from gan.transfer import start_from
 from train import lesion_diameters_mm
 
 SIZES = (50, 100, 300)
 SMALLER_AND_BETWEEN = (25, 200)
 """Sizes of the learning curve beside SIZES and all nodules."""
 SHARES = (0.1, 0.25)
-WAYS = ("whole patches", "transferred", "context", "pasted", "Poisson")
+WAYS = ("whole patches", "context", *BLENDS)
 ALONE = ("whole patches", "context")
 """Ways whose synthetic lesions a detector also learns from alone."""
 SPECIFICITY = 0.9
-LONGER_START = 1.5
-"""How many times as many updates the run has that others start from."""
 DRAWS = 2000
 AUROC, RECALL, SPECIFIC = (METRICS.index(name) for name in ("auroc", "sensitivity", "specificity"))
 
@@ -112,6 +107,7 @@ ARMS: dict[str, tuple[Arm, str | None]] = {
     **{f"synthetic only, {way}": (Arm("only", "classic", 1.0), way) for way in ALONE},
 }
 """name -> how a batch is made, and which generator's samples are in it."""
+EVERY_SIZE = (BASELINE, REAL.name, *(mixed(way, SHARES[-1]) for way in WAYS))
 
 
 @dataclass(frozen=True)
@@ -171,84 +167,64 @@ class Study:
         if kept is None:
             started = time.monotonic()
             synthetic = DetectorSet(drawn, np.ones(len(drawn), bool), np.arange(len(drawn)))
-            network = _train(train, synthetic, WINDOW, arm, seed, self.recipe, lambda step: None)
+            network = train_detector(train, synthetic, WINDOW, arm, seed, self.recipe, lambda step: None)
             self.detectors.save(settings, {name: tensor.numpy() for name, tensor in network.state_dict().items()})
             self.seconds["detector"].append(time.monotonic() - started)
         else:
-            network = _network(self.recipe.network, hu.ndim - 1, 0, "cpu").eval()
+            network = detector_network(self.recipe.network, hu.ndim - 1, 0, "cpu").eval()
             network.load_state_dict({name: torch.from_numpy(array) for name, array in kept.items()})
-        return _log_odds(network, judged.hu, WINDOW, "cpu")
+        return log_odds_of(network, judged.hu, WINDOW, "cpu")
 
     def samples(self, way: str, count: int, seed: int) -> np.ndarray:
         """int16 HU (N, H, W), of a generator that was trained on these nodules."""
         few = self.few(count, seed)
         settings = {
             "torch": torch.__version__, "way": way, "train": content_hash(self.folder.hu(few)), "seed": seed, "updates": self.effort.updates,
-            "samples": self.effort.samples, "start": self.start_settings() if way == "transferred" else None, **defaults(),
+            "samples": self.effort.samples, "networks": asdict(NetworkConfig()), "training": asdict(TrainingConfig()),
         }  # fmt: skip
         kept = self.generators.load(settings)
         if kept is None:
-            start = self.start() if way == "transferred" else None
             started = time.monotonic()
-            kept = {"hu": self.drawn(way, few, seed, start)}
+            kept = {"hu": self.drawn(way, few, seed)}
             self.generators.save(settings, kept)
             if way not in BLENDS:
                 self.seconds["generator"].append(time.monotonic() - started)
         return kept["hu"]
 
-    def drawn(self, way: str, few: np.ndarray, seed: int, start: Checkpoint | None) -> np.ndarray:
+    def drawn(self, way: str, few: np.ndarray, seed: int) -> np.ndarray:
         """int16 HU (N, H, W): what `samples` keeps."""
         count, rng = self.effort.samples, np.random.default_rng([seed, len(few)])
         if way in BLENDS:
             lesions = WindowedPatches(self.folder, few)[np.arange(len(few))]
             found, _, _ = set_in(lesions, lesion_diameters_mm(self.folder, few), self.backgrounds, count, rng, way)
             return from_unit(found[:, 0], WINDOW)
-        trainer = self.trained(few, seed, self.effort.updates, start, context=way == "context")
+        trainer = self.trained(few, seed, context=way == "context")
         if way != "context":
             return samples(trainer.average, fixed_latents(count))
         diameters = rng.choice(lesion_diameters_mm(self.folder, few), count)
         return from_unit(composites(trainer, diameters, rng)[:, 0], WINDOW)
 
-    def trained(self, rows: np.ndarray, seed: int, updates: int, start: Checkpoint | None = None, context: bool = False) -> Trainer:
-        conditions = Conditions(diameter=context)
+    def trained(self, rows: np.ndarray, seed: int, context: bool) -> Trainer:
+        conditions, updates = Conditions(diameter=context), self.effort.updates
         trainer = Trainer(
             self.folder.shape, NetworkConfig(), TrainingConfig(device="cpu", seed=seed, steps=updates), conditions.size,
             backgrounds=self.backgrounds if context else None,
         )  # fmt: skip
-        if start:
-            start_from(trainer, Conditions(), start)
-        patches = WindowedPatches(self.folder, rows)
         diameters = lesion_diameters_mm(self.folder, rows) if context else None
         condition = None if diameters is None else conditions.encode([""] * len(rows), diameters)
-        data = in_memory(TrainingSet(patches, condition, diameters_mm=diameters), trainer)
+        data = in_memory(TrainingSet(WindowedPatches(self.folder, rows), condition, diameters_mm=diameters), trainer)
         for _ in range(updates):
             trainer.update(data)
         trainer.settle(data)
         return trainer
 
-    def start_settings(self) -> dict[str, Any]:
-        updates = round(LONGER_START * self.effort.updates)
-        return {"torch": torch.__version__, "train": content_hash(self.folder.hu(self.free)), "updates": updates, **defaults()}
-
-    def start(self) -> Checkpoint:
-        """The run on lesion-free patches, as a checkpoint would have it."""
-        settings = self.start_settings()
-        kept = self.generators.load(settings)
-        if kept is None:
-            told("a generator of lesion-free patches, to start others from")
-            tensors = self.trained(self.free, 0, settings["updates"]).tensors()
-            kept = {name: tensor.numpy() for name, tensor in tensors.items() if name.startswith(("average.", "critic."))}
-            self.generators.save(settings, kept)
-        tensors = {name: torch.from_numpy(array) for name, array in kept.items()}
-        return Checkpoint(settings["updates"], {"conditions": asdict(Conditions())}, {"shape": list(self.folder.shape)}, tensors)
-
     def stages(self) -> Iterator[list[Cell]]:
-        """The first size, then the curve it is read off, then the others."""
+        """The first size, then the curve it is read off, then the others with the arms that are of every size."""
         first, *others = self.effort.sizes
-        yield [Cell(first, arm) for arm in ARMS]
+        yield [Cell(first, arm) for arm in ARMS if first == SIZES[0] or arm in EVERY_SIZE]
         yield [Cell(count, BASELINE) for count in self.curve if count != first]
         for count in others:
-            yield [Cell(count, arm) for arm in ARMS if arm != BASELINE]
+            yield [Cell(count, arm) for arm in EVERY_SIZE if arm != BASELINE]
 
 
 @torch.inference_mode()
@@ -262,17 +238,13 @@ def composites(trainer: Trainer, diameters_mm: np.ndarray, rng: np.random.Genera
     return np.concatenate(found)
 
 
-def defaults() -> dict[str, Any]:
-    return {"networks": asdict(NetworkConfig()), "training": asdict(TrainingConfig())}
-
-
 def told(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
 def left(study: Study, cells: Sequence[Cell]) -> str:
     """How long cells that are still to be trained will take, in words."""
-    generators = sum(cell.arm in [mixed(way, SHARES[0]) for way in WAYS if way not in BLENDS] for cell in cells)  # the others share them
+    generators = sum(cell.arm in [mixed(way, SHARES[-1]) for way in WAYS if way not in BLENDS] for cell in cells)  # the others share them
     counts = {"detector": len(cells), "generator": generators}
     seconds = sum(count * float(np.mean(study.seconds[what])) for what, count in counts.items() if study.seconds[what])
     return f"about {seconds / 60:.0f} min left" if all(study.seconds.values()) else "time left not known yet"
@@ -305,7 +277,8 @@ def chosen(choosing: Judged) -> dict[Cell, Cell]:
     """Rows of the table -> the trained cell each stands for. Of equal shares the smallest, of equal ways the first."""
     found = {cell: cell for cell in choosing.log_odds if ARMS[cell.arm][0].name != "mixed"}
     for nodules in sorted({cell.nodules for cell in choosing.log_odds if ARMS[cell.arm][0].name == "mixed"}):
-        best = {way: max((Cell(nodules, mixed(way, share)) for share in SHARES), key=choosing.mean_auroc) for way in WAYS}
+        shares = {way: [cell for share in SHARES if (cell := Cell(nodules, mixed(way, share))) in choosing.log_odds] for way in WAYS}
+        best = {way: max(cells, key=choosing.mean_auroc) for way, cells in shares.items()}
         found |= {Cell(nodules, f"... synthetic, {way}"): cell for way, cell in best.items()}
         found[Cell(nodules, "... synthetic, chosen")] = max(best.values(), key=choosing.mean_auroc)
     return found

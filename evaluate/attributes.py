@@ -83,14 +83,14 @@ def lesion_attributes(hu: NDArray, spacing_mm: Sequence[float], window: tuple[fl
     inside = ndimage.binary_erosion(mask, np.ones((1, *[3] * (hu.ndim - 1)), bool))
     inside = np.where(_per_patch(inside.reshape(len(hu), -1).any(1), hu), inside, mask)
     size = mask.reshape(len(hu), -1).sum(1) * float(np.prod(spacing_mm))
-    mean = _mean_within(clipped, mask)
+    mean = mean_within(clipped, mask)
     return {
         "diameter_mm": np.where(size > 0, _diameter_of(size, hu.ndim - 1), np.nan),
         "mean_hu": mean,
-        "sd_hu": np.sqrt(_mean_within(np.square(clipped - _per_patch(mean, hu)), mask)),
+        "sd_hu": np.sqrt(mean_within(np.square(clipped - _per_patch(mean, hu)), mask)),
         "roundness": _roundness(mask, spacing_mm),
-        "sharpness_hu_per_mm": _mean_within(gradient_magnitude(clipped, spacing_mm), border),
-        "texture_hu": np.sqrt(_mean_within(np.square(clipped - local_mean), inside)),
+        "sharpness_hu_per_mm": mean_within(gradient_magnitude(clipped, spacing_mm), border),
+        "texture_hu": np.sqrt(mean_within(np.square(clipped - local_mean), inside)),
     }
 
 
@@ -221,17 +221,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
+def slopes(values: Floats, spacing_mm: Sequence[float]) -> list[Floats]:
+    """The gradient of each patch per mm, by central differences: along each axis an array of the shape of values."""
+    return [np.gradient(values, mm, axis=axis) for axis, mm in zip(range(1, values.ndim), spacing_mm, strict=True)]
+
+
 def gradient_magnitude(values: Floats, spacing_mm: Sequence[float]) -> Floats:
     """|grad| of each patch per mm, by central differences; the shape of values."""
-    axes = range(1, values.ndim)
-    slopes = [np.gradient(values, mm, axis=axis) for axis, mm in zip(axes, spacing_mm, strict=True)]
-    return np.sqrt(reduce(np.add, map(np.square, slopes)))
+    return np.sqrt(reduce(np.add, map(np.square, slopes(values, spacing_mm))))
 
 
 def distance_to_centre_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> Floats:
     """How far each voxel of a patch lies from its middle, in mm; an array of that shape."""
     axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing_mm, strict=True)]
     return np.sqrt(reduce(np.add, map(np.square, np.meshgrid(*axes, indexing="ij"))))
+
+
+def mean_within(values: NDArray, mask: Mask) -> Floats:
+    """Mean over each patch's mask, (N,); NaN where the mask is empty."""
+    inside = mask.reshape(len(mask), -1)
+    total = np.einsum("nv,nv->n", values.reshape(len(mask), -1), inside, dtype=np.float64)
+    count = inside.sum(1)
+    return np.divide(total, count, out=np.full(len(mask), np.nan), where=count > 0)
 
 
 def _ks_p_value(real: Floats, synthetic: Floats, patients: Patients, rng: np.random.Generator, draws: int) -> float:
@@ -265,18 +276,10 @@ def _roundness(mask: Mask, spacing_mm: Sequence[float]) -> Floats:
     own = np.zeros(len(mask))
     for axis, mm in zip(grid, spacing_mm, strict=True):
         where = np.broadcast_to(axis, mask.shape)
-        own += _mean_within(np.square(where), mask) - np.square(_mean_within(where, mask)) + mm**2 / 12
+        own += mean_within(np.square(where), mask) - np.square(mean_within(where, mask)) + mm**2 / 12
     size = mask.reshape(len(mask), -1).sum(1) * float(np.prod(spacing_mm))
     ball = np.square(_diameter_of(size, dimensions) / 2) * dimensions / (dimensions + 2)
     return np.minimum(ball / own, 1)
-
-
-def _mean_within(values: NDArray, mask: Mask) -> Floats:
-    """Mean over each patch's mask, (N,); NaN where the mask is empty."""
-    inside = mask.reshape(len(mask), -1)
-    total = np.einsum("nv,nv->n", values.reshape(len(mask), -1), inside, dtype=np.float64)
-    count = inside.sum(1)
-    return np.divide(total, count, out=np.full(len(mask), np.nan), where=count > 0)
 
 
 def _neighbours_within_a_patch(dimensions: int) -> Mask:

@@ -29,11 +29,7 @@ def augment_classic(patches: Tensor, rng: np.random.Generator) -> Tensor:
     Quarter turns only in planes whose sides are equal.
     """
     count, *shape = patches.shape
-    for a in range(1, len(shape)):  # with the flips below, exchanging axes gives every quarter turn
-        swap = torch.from_numpy(rng.random(count) < 0.5).to(patches.device)
-        if shape[a - 1] == shape[a]:
-            wide = swap.view(-1, *[1] * len(shape))
-            patches = torch.where(wide, patches.transpose(a, a + 1), patches)
+    patches = _axes_exchanged(patches, rng)
     index: list[Tensor] = [torch.arange(count, device=patches.device).view(-1, *[1] * len(shape))]
     for axis, n in enumerate(shape):
         most = max(1, round(SHIFT * n))
@@ -43,6 +39,14 @@ def augment_classic(patches: Tensor, rng: np.random.Generator) -> Tensor:
         view = [count, *[n if a == axis else 1 for a in range(len(shape))]]
         index.append(torch.from_numpy(places.copy()).to(patches.device).view(view))
     return patches[tuple(index)] + NOISE * _noise(patches, rng)
+
+
+def augment_turns(patches: Tensor, rng: np.random.Generator) -> Tensor:
+    """Flips and quarter turns, which keep every HU and its neighbours: for what must not be hidden by noise, shifts or smoothing."""
+    patches = _axes_exchanged(patches, rng)
+    for axis in range(1, patches.ndim):
+        patches = _where_drawn(rng.random(len(patches)) < 0.5, patches.flip(axis), patches)
+    return patches
 
 
 def augment_policy(patches: Tensor, rng: np.random.Generator) -> Tensor:
@@ -67,6 +71,21 @@ def augment_policy(patches: Tensor, rng: np.random.Generator) -> Tensor:
             view = torch.from_numpy(strengths[rows].astype(np.float32)).to(patches.device).view(-1, *[1] * (patches.ndim - 1))
             changed[rows] = _intensity(operation, some, view, rng).clamp(-1, 1)  # no patch to be judged has HU beyond the window
     return changed
+
+
+def _axes_exchanged(patches: Tensor, rng: np.random.Generator) -> Tensor:
+    """Half of the patches with two axes exchanged, where these have equal sides; together with flips that gives every quarter turn."""
+    count, *shape = patches.shape
+    for a in range(1, len(shape)):
+        swap = rng.random(count) < 0.5
+        if shape[a - 1] == shape[a]:
+            patches = _where_drawn(swap, patches.transpose(a, a + 1), patches)
+    return patches
+
+
+def _where_drawn(drawn: NDArray, changed: Tensor, patches: Tensor) -> Tensor:
+    """changed where drawn, bool (B,), and patches elsewhere."""
+    return torch.where(torch.from_numpy(drawn).to(patches.device).view(-1, *[1] * (patches.ndim - 1)), changed, patches)
 
 
 def _noise(patches: Tensor, rng: np.random.Generator) -> Tensor:

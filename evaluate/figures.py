@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from evaluate.artefacts import NoisePower
 from evaluate.attributes import ATTRIBUTES
+from evaluate.edges import Profile
 from evaluate.features import middle_slice, to_gray
 from evaluate.key_figures import Figure as KeyFigure
 
 REAL_COLOUR, SYNTHETIC_COLOUR = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
+SET_COLOURS = (REAL_COLOUR, SYNTHETIC_COLOUR, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
 GAP = 2
 
 
@@ -97,6 +99,28 @@ def noise_and_gray_levels(
         axis.spines[["right", "top"]].set_visible(False)
         axis.title.set_fontsize(11)
     figure.legend(*power.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return _png_of_figure(figure)
+
+
+def edge_profile(sets: Mapping[str, Profile]) -> bytes:
+    """HU, gradient and noise by distance from the middle, real lesions first, then sets of composites (beyond five, colours repeat).
+
+    A line is the mean over patients, its band holds 95 % of such means; the support's edge is marked.
+    """
+    figure = Figure(figsize=(7, 8), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True)
+    for n, (label, one) in enumerate(sets.items()):
+        colour = SET_COLOURS[n % len(SET_COLOURS)]
+        middle = (one.edges[1:] + one.edges[:-1]) / 2
+        for axis, mean, low, high in zip(axes, one.mean, one.low, one.high, strict=True):
+            axis.fill_between(middle, low, high, color=colour, alpha=0.2, linewidth=0)
+            axis.plot(middle, mean, color=colour, linewidth=1.5 if n else 2.5, zorder=2 if n else 3, label=label)
+    for axis, title in zip(axes, ("HU", "gradient (HU/mm)", "noise (HU)"), strict=True):
+        axis.axvline(1, color="gray", linewidth=1, linestyle=":")
+        axis.set_title(title, fontsize=11)
+        axis.spines[["right", "top"]].set_visible(False)
+    axes[-1].set_xlabel("distance from the middle, in radii of the support (dotted: its edge)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return _png_of_figure(figure)
 
 

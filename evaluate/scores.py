@@ -67,6 +67,18 @@ def area_under_roc(scores: Floats, positive: Truth) -> float:
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def weighted_area_under_roc(scores: Floats, positive: Truth, weights: Floats) -> Floats:
+    """`area_under_roc` when patch i counts weights[d, i] times: (N,), (N,), (draws, N) -> (draws,)."""
+    order = np.argsort(scores, kind="stable")
+    ranked, positive, weights = scores[order], positive[order], weights[:, order]
+    below = np.zeros((len(weights), len(scores) + 1))
+    np.cumsum(weights * ~positive, axis=1, out=below[:, 1:])
+    mine = weights[:, positive]
+    first, last = (np.searchsorted(ranked, ranked[positive], side=side) for side in ("left", "right"))
+    won = (mine * (below[:, first] + below[:, last])).sum(1) / 2
+    return won / (mine.sum(1) * below[:, -1])
+
+
 def choose_threshold(scores: Floats, lesion: Truth, specificity: float | None = None) -> float:
     """Where to call a lesion: halfway between two neighbouring scores, or beyond the last.
 
@@ -188,7 +200,7 @@ def _metric_table(scores: Scores, counts: Floats) -> Floats:
     accuracy = (right[0] + right[1]) / (lesions + free)[..., None]
     _, patient_of = np.unique(scores.patients, return_inverse=True)
     weights = counts[:, patient_of]
-    auroc = [[_weighted_area(one, scores.lesion, weights) for one in arm] for arm in scores.log_odds]
+    auroc = [[weighted_area_under_roc(one, scores.lesion, weights) for one in arm] for arm in scores.log_odds]
     return np.stack([accuracy, (sensitivity + specificity) / 2, sensitivity, specificity, np.transpose(auroc, (2, 0, 1))], axis=-1)
 
 
@@ -199,15 +211,3 @@ def _class_table(scores: Scores, classes: NDArray, names: list[str], counts: Flo
     found = np.einsum("dp,ascp->dasc", counts, _by_patient(scores, called[:, :, None] & members))
     there = (counts @ _by_patient(scores, members).T)[:, None, None]
     return np.divide(found, there, out=np.full(found.shape, np.nan), where=there > 0)
-
-
-def _weighted_area(scores: Floats, positive: Truth, weights: Floats) -> Floats:
-    """`area_under_roc` when patch i counts weights[d, i] times: (N,), (N,), (draws, N) -> (draws,)."""
-    order = np.argsort(scores, kind="stable")
-    ranked, positive, weights = scores[order], positive[order], weights[:, order]
-    below = np.zeros((len(weights), len(scores) + 1))
-    np.cumsum(weights * ~positive, axis=1, out=below[:, 1:])
-    mine = weights[:, positive]
-    first, last = (np.searchsorted(ranked, ranked[positive], side=side) for side in ("left", "right"))
-    won = (mine * (below[:, first] + below[:, last])).sum(1) / 2
-    return won / (mine.sum(1) * below[:, -1])

@@ -39,8 +39,8 @@ def made_up(rare, strengths, seeds=4, patients=30, seed=0):
 
 
 def all_arms(rare, nodules, strength):
-    """Every arm of a size, as strong as each other but for transferred generators' at a share of 0.5."""
-    better = rare.mixed("transferred", 0.25)
+    """Every arm of a size, as strong as each other but for lesions in anatomy at a share of 0.25."""
+    better = rare.mixed("context", 0.25)
     return {(nodules, arm): strength + 0.5 * (arm == better) for arm in rare.ARMS}
 
 
@@ -49,14 +49,14 @@ def test_an_arm_that_scores_as_a_set_of_the_curve_is_worth_it_whoever_is_drawn(r
     judged = made_up(rare, {**all_arms(rare, 50, 1.0), **curve})
     result = rare.judge(rare.halves(judged), np.random.default_rng(0), draws=200)
     row = rare.Cell(50, "... synthetic, chosen")
-    assert {choice[row] for choice in result.choices} == {(50, rare.mixed("transferred", 0.25))}
+    assert {choice[row] for choice in result.choices} == {(50, rare.mixed("context", 0.25))}
     assert result.worth(row, CURVE) == pytest.approx((100, 100, 100))  # paired: what moves the arm moves the curve
     assert result.worth(rare.Cell(50, "real"), CURVE) == pytest.approx((50, 50, 50))
     value, low, high = result.difference(row, rare.AUROC)
     assert 0 < low < value < high
     rows = rare.summary(result, CURVE)
-    ways = ("whole_patches", "context", "pasted", "Poisson")
-    assert rare.ratios(rows) == {"worth_over_real_50": 2.0, "worth_over_real_50_transferred": 2.0} | {
+    ways = ("whole_patches", "pasted", "Poisson")
+    assert rare.ratios(rows) == {"worth_over_real_50": 2.0, "worth_over_real_50_context": 2.0} | {
         f"worth_over_real_50_{way}": 1.0 for way in ways
     }
     assert any("100 (100 to 100)" in line for line in rare.table(rows, CURVE))
@@ -120,7 +120,7 @@ def test_a_study_goes_on_where_it_stopped_and_leaves_test_patients_alone(rare, f
     def again(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(rare, "_train", again)
+    monkeypatch.setattr(rare, "train_detector", again)
     monkeypatch.setattr(rare, "Trainer", again)
     (_, resumed) = rare.stage_by_stage(rare.Study(folder, tmp_path / "work", effort), "validation")
     assert resumed == whole

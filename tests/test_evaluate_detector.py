@@ -57,7 +57,7 @@ def test_a_larger_network_trains_too(shape):
     train, test = some_set(1, 6, shape=shape), some_set(3, 6, shape=shape)
     (run,) = run_detector(train, None, test, train.hu[:0], WINDOW, steps=4, seeds=1, arms=(CLASSIC,), batch=8, network="resnet10")
     assert np.isfinite(run.scores).all()
-    assert sum(p.numel() for p in detector._network("resnet18", 2, 0, "cpu").parameters()) > 1e7
+    assert sum(p.numel() for p in detector.detector_network("resnet18", 2, 0, "cpu").parameters()) > 1e7
 
 
 def test_an_arm_without_real_lesions_learns_from_the_synthetic_ones_alone():
@@ -125,7 +125,7 @@ def batches(monkeypatch, arm, train, synthetic, **options):
                 shown.append(x.flatten(1).clone())
             return super().forward(x.flatten(1))
 
-    monkeypatch.setattr(detector, "_network", lambda name, dimensions, seed, device: Watch(train.hu[0].size, 1))
+    monkeypatch.setattr(detector, "detector_network", lambda name, dimensions, seed, device: Watch(train.hu[0].size, 1))
     options = {"steps": 20, "seeds": 1, "batch": 16} | options
     run_detector(train, None, some_set(3, 4), synthetic, WINDOW, arms=(arm,), **options)
     return torch.stack(shown)

@@ -60,8 +60,8 @@ def judged(monkeypatch, config, goodness, one=None):
     one = one or cohort()
     one = replace(one, held_out=one.held_out.take(np.arange(len(one.held_out) - 1)))  # tells the sets apart
     validation_patches = len(one.validation) + len(one.background["validation"])
-    monkeypatch.setattr(detector, "_train", lambda train, synthetic, window, arm, seed, recipe, tell: (tell(0), (arm, seed))[1])
-    monkeypatch.setattr(detector, "_log_odds", log_odds)
+    monkeypatch.setattr(detector, "train_detector", lambda train, synthetic, window, arm, seed, recipe, tell: (tell(0), (arm, seed))[1])
+    monkeypatch.setattr(detector, "log_odds_of", log_odds)
     told = []
     result = usefulness(one, config, "cpu", np.random.default_rng(0), told.append)
     assert isinstance(result, DetectorResult), result
