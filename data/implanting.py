@@ -99,7 +99,9 @@ def implant(hu: np.ndarray, scan: Scan, lesion: Drawn, spacing_mm: Sequence[floa
     Values are rounded, and none falls below the scan's lowest. Voxels to which nothing is carried keep their HU.
     """
     placed, cube, mask = lesion.placed, lesion.cube, lesion.mask
-    own_noise = np.where(mask, _rough(lesion.hu, mask, (_SMOOTH,) * 3), 0)
+    eroded = binary_erosion(mask, iterations=2)
+    core = eroded if eroded.any() else mask  # without the lesion's soft edge
+    own_noise = np.where(core, _rough(lesion.hu, core, (_SMOOTH,) * 3), 0)
     values = np.stack([lesion.hu - cube, mask, cube, np.ones(cube.shape), own_noise])
     box, (change, share, background, known, own_noise) = carried(values, spacing_mm, placed.index, scan.axial, scan.thickness_mm)
     before = scan.axial.hu[box]

@@ -184,7 +184,7 @@ def test_a_lesion_has_the_noise_of_its_neighbourhood(spacing, blur, own_hu):
     grain = np.random.default_rng(9)
 
     def grainy(cubes, placed):
-        for cube, (hu, mask) in zip(cubes, balls(cubes, placed), strict=True):
+        for hu, mask in balls(cubes, placed):
             yield hu + np.where(mask, own_hu * grain.standard_normal(CUBE, dtype=np.float32), 0), mask
 
     volumes = [lung(spacing, noise_hu=25, blur=blur, seed=seed) for seed in (0, 1)]
