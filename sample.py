@@ -159,7 +159,7 @@ def _options(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--verify", type=str | None, default=None, help="folder of samples to compare with what the run draws now")
     parser.add_argument("--export", type=str | None, default=None, help="ONNX file to make")
     parser.add_argument("--into", type=str | None, default=None, help="folder, zip archive or file with one CT series to set lesions into")
-    parser.add_argument("--count", type=int | None, default=None, help="with --into: lesions for each seed; 1 where none is given")
+    parser.add_argument("--count", type=int, default=1, help="with --into: lesions for each seed")
     parser.add_argument(
         "--lesions",
         type=str | None,
@@ -168,9 +168,9 @@ def _options(arguments: Sequence[str]) -> Namespace:
     )
     parser.add_argument(
         "--background",
-        type=Literal["cohort", "public", "phantom", "unknown"] | None,
-        default=None,
-        help="with --into: whose scan it is, for sampling.json; unknown where none is given",
+        type=Literal["cohort", "public", "phantom", "unknown"],
+        default="unknown",
+        help="with --into: whose scan it is, for what is said of privacy",
     )
     options = parser.parse_args(list(arguments))
     options.seeds = options.seeds or ("0" if options.into else "0-255")
@@ -571,8 +571,8 @@ def _export(options: Namespace) -> int:
 def _check_into(options: Namespace) -> None:
     """Raises ValueError for what does not go with --into, or not without it."""
     if not options.into:
-        for name in ("count", "lesions", "background"):
-            if options[name] is not None:
+        for name, usual in (("count", 1), ("lesions", None), ("background", "unknown")):
+            if options[name] != usual:
                 raise ValueError(f"--{name} belongs to --into, which names the scan to set lesions into")
         return
     given = [name for name in ("match", "fill", "quality", "dissimilar_to", "shares", "verify", "export") if options[name] is not None]
@@ -583,7 +583,7 @@ def _check_into(options: Namespace) -> None:
         raise ValueError("--into takes one model; name one --run and one --step")
     if "png" in _formats(options.format):
         raise ValueError("--format png holds 2-D patches only; with --into dicom and seg are written, and nifti if named")
-    if options.count is not None and options.count < 1:
+    if options.count < 1:
         raise ValueError(f"--count {options.count}: want 1 or more lesions for each seed")
 
 
@@ -613,15 +613,13 @@ def _into(options: Namespace) -> int:
             )
         _warn_of_licence([model])
         placed = place_lesions(scan, _lesion_orders(options, model, spec, scan))
-        composer = Composer(
-            scan, model.model_hash, _version(), spec.window, spec.spacing_mm, options.background or "unknown", "nifti" in options.format
-        )
+        composer = Composer(scan, model.model_hash, _version(), spec.window, spec.spacing_mm, options.background, "nifti" in options.format)
         lesions = drawn(scan, placed, spec.shape, spec.spacing_mm, _drawn_into(model, spec, options.trunc))
         series = len({one.seed for one in placed})
         done = list(progress(write_composites(folder, composer, lesions), "series", series))
         manifest = {
             "model_sha256": model.model_hash, "step": model.step, "trained_on_sha256": model.trained_on.get("content_sha256"),
-            "average": options.average, "device": options.device, "seeds": options.seeds, "count": options.count or 1,
+            "average": options.average, "device": options.device, "seeds": options.seeds, "count": options.count,
             "class": options["class"], "diameter": options.diameter, "truncation": options.trunc,
             "formats": ["dicom", "seg", *(["nifti"] if composer.nifti else [])], **facts(composer, done, model.guarantee),
             "licence": model.trained_on.get("licence") or None, "version": _version(),
@@ -648,7 +646,7 @@ def _lesion_orders(options: Namespace, model: Model, spec: PatchSpec, scan: Scan
     between_mm = request.between_mm or usual_mm
     for mm in (between_mm[0], between_mm[-1]):
         check_diameter(scan, mm, largest_mm)
-    wanted = [(seed, n) for seed in _seeds(options.seeds) for n in range(1, (options.count or 1) + 1)]
+    wanted = [(seed, n) for seed in _seeds(options.seeds) for n in range(1, options.count + 1)]
     streams = [seed_of(*one) for one in wanted]
     labels = orders(request, model.conditions, model.trained_on, spec.spacing_mm, streams).labels
     return [
