@@ -64,7 +64,7 @@ was drawn for and what was measured), sampling.json (models, settings, what was 
 --into sets lesions into a CT series: a series of DICOM for each seed, every voxel outside the lesions as it was, with annotations.csv
 (as LUNA16's), a segmentation of each lesion and lesions.csv. It takes a run of train.py --context.on true.
 
-Interrupted, the same command goes on where it stopped. Exit codes: 0 done, 1 --verify found a difference, 2 bad input,
+Interrupted, the same command goes on where it stopped, but with --into, which leaves nothing. Exit codes: 0 done, 1 --verify found a difference, 2 bad input,
 130 or 143 interrupted."""
 
 
