@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     from jsonargparse import Namespace
 
+    from data.implanting import Draw
     from data.patches import PatchFolder, PatchSpec
+    from data.placing import Order, Placed, Scan
     from data.synthetic import Part
     from gan.context import Backgrounds
     from gan.drawing import Check, Drawing
@@ -54,25 +56,32 @@ A sample depends on the model, its seed and what it is asked for only, so it can
   python sample.py --run run --verify synthetic                              draws some of them again and compares bytes
   python sample.py --run run --out moving --pictures true                    also strips from seed to seed, and an animation that loops
   python sample.py --run run --export model.onnx                             for machines without torch
+  python sample.py --run run --into SERIES --count 3 --class solid --diameter 6-12 --seeds 0-9 --out scans    into a whole scan
 
 Where a diameter is asked for, or matched, it is measured in the sample, and a sample that misses it is drawn again: what was turned
 down is counted. In the output: a patch folder (dataset.json, patches.csv, shards) that `python -m evaluate` reads, samples.csv (what each
 was drawn for and what was measured), sampling.json (models, settings, what was turned down), preview.png, and a folder for each format:
   png    16-bit gray, level = HU + 2048       nifti  with spacing       dicom  CT images marked as synthetic       seg  their lesions
 
-Interrupted, the same command goes on where it stopped. Exit codes: 0 done, 1 --verify found a difference, 2 bad input,
+--into sets lesions into a CT series: a series of DICOM for each seed, every voxel outside the lesions as it was, with annotations.csv
+(as LUNA16's), a segmentation of each lesion and lesions.csv. It takes a run of train.py --context.on true.
+
+Interrupted, the same command goes on where it stopped, but with --into, which leaves nothing. Exit codes: 0 done, 1 --verify found a difference, 2 bad input,
 130 or 143 interrupted."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the command line; draws and writes, verifies or exports."""
     options = _options(arguments)
+    _check_into(options)
     if options.verify:
         return _verify(options)
     if options.export:
         return _export(options)
     if not options.out:
         raise ValueError("--out is missing: the folder to make")
+    if options.into:
+        return _into(options)
     formats = _formats(options.format)
     processes = _processes(options)  # before models are placed: each process has a GPU of its own
     try:
@@ -96,8 +105,18 @@ def _options(arguments: Sequence[str]) -> Namespace:
         help="run folder of train.py; several may be given (torchrun needs --model)",
     )
     parser.add_argument("--out", type=str | None, default=None, help="folder to make")
-    parser.add_argument("--seeds", type=str, default="0-255", help="such as 0-255 or 7,19,100-120; with --fill the first seed")
-    parser.add_argument("--format", type=str, default="png", help="png, nifti, dicom, seg (with dicom), with commas, or none")
+    parser.add_argument(
+        "--seeds",
+        type=str | None,
+        default=None,
+        help="such as 7,19,100-120; 0-255 where none are given, with --into 0; with --fill the first seed",
+    )
+    parser.add_argument(
+        "--format",
+        type=str | None,
+        default=None,
+        help="png (where none is given), nifti, dicom, seg (with dicom), with commas, or none; with --into dicom and seg, and nifti if named",
+    )
     parser.add_argument(
         "--class",
         type=str,
@@ -154,7 +173,24 @@ def _options(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--pictures", type=bool, default=False, help="true: also strips.png, walk.gif and growth.png")
     parser.add_argument("--verify", type=str | None, default=None, help="folder of samples to compare with what the run draws now")
     parser.add_argument("--export", type=str | None, default=None, help="ONNX file to make")
-    return parser.parse_args(list(arguments))
+    parser.add_argument("--into", type=str | None, default=None, help="folder, zip archive or file with one CT series to set lesions into")
+    parser.add_argument("--count", type=int, default=1, help="with --into: lesions for each seed")
+    parser.add_argument(
+        "--lesions",
+        type=str | None,
+        default=None,
+        help="with --into: list of the lesions there, as data prepare reads it, to stay away from",
+    )
+    parser.add_argument(
+        "--background",
+        type=Literal["cohort", "public", "phantom", "unknown"],
+        default="unknown",
+        help="with --into: whose scan it is, for what is said of privacy",
+    )
+    options = parser.parse_args(list(arguments))
+    options.seeds = options.seeds or ("0" if options.into else "0-255")
+    options.format = options.format or ("dicom,seg" if options.into else "png")
+    return options
 
 
 def _models(options: Namespace, critic: bool = False) -> list[Model]:
@@ -234,11 +270,15 @@ def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
         others = PatchFolder.open(options.dissimilar_to)
         _check_fits(others, spec, "--dissimilar-to")
         checks["closeness"] = _closeness_check(others)
+    _warn_of_licence(models)
+    return Drawing(models, shares, request, seeds, spec.spacing_mm, options.trunc, options.quality, checks, backgrounds), spec
+
+
+def _warn_of_licence(models: Sequence[Model]) -> None:
     if {m.trained_on.get("licence", "") for m in models} & {""}:
         print(
             "warning: the model card names no licence or terms of the training data; find out before you give samples away", file=sys.stderr
         )
-    return Drawing(models, shares, request, seeds, spec.spacing_mm, options.trunc, options.quality, checks, backgrounds), spec
 
 
 def _backgrounds(options: Namespace, models: Sequence[Model], spec: PatchSpec) -> Backgrounds | None:
@@ -575,6 +615,115 @@ def _export(options: Namespace) -> int:
     )
     print("its inputs, and how z follows from a seed, stand in its metadata; docs/sampling.md has an example without torch")
     return 0
+
+
+def _check_into(options: Namespace) -> None:
+    """Raises ValueError for what does not go with --into, or not without it."""
+    if not options.into:
+        for name, usual in (("count", 1), ("lesions", None), ("background", "unknown")):
+            if options[name] != usual:
+                raise ValueError(f"--{name} belongs to --into, which names the scan to set lesions into")
+        return
+    given = [name for name in ("match", "fill", "quality", "dissimilar_to", "shares", "verify", "export") if options[name] is not None]
+    given += [name for name, usual in (("pictures", False), ("reject", True), ("devices", 1)) if options[name] != usual]
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')} does not go with --into; leave one of them out")
+    if len(options.run) > 1 or "," in options.step:
+        raise ValueError("--into takes one model; name one --run and one --step")
+    if "png" in _formats(options.format):
+        raise ValueError("--format png holds 2-D patches only; with --into dicom and seg are written, and nifti if named")
+    if options.count < 1:
+        raise ValueError(f"--count {options.count}: want 1 or more lesions for each seed")
+
+
+def _into(options: Namespace) -> int:
+    """Sets lesions into a whole scan, a series for each seed."""
+    from data.files import new_folder
+    from data.implanting import drawn
+    from data.placing import place_lesions, read_scan
+    from data.scan_writing import Composer, facts, write_composites
+
+    (model,) = _models(options)
+    spec = _spec(options.run[0], model)
+    if len(spec.shape) != 3:
+        raise ValueError(
+            f"{options.run[0]}: draws 2-D patches, and --into needs cubes: data prepare --dims 3, then train.py --context.on true"
+        )
+    if not getattr(model, "context", False):
+        raise ValueError(f"{options.run[0]}: cannot draw into given surroundings; train one that can: python train.py --context.on true")
+    if spec.unit != "HU" or spec.spacing_mm is None:
+        raise ValueError(f"{options.run[0]}: --into needs a model of HU whose spacing was stated")
+    with new_folder(options.out) as folder:
+        scan = read_scan(options.into, options.lesions, lambda line: print(f"warning: {line}", file=sys.stderr))
+        if not scan.listed:
+            print(
+                "note: no --lesions given; what lesions the scan has are not stayed away from, nor listed in annotations.csv",
+                file=sys.stderr,
+            )
+        _warn_of_licence([model])
+        placed = place_lesions(scan, _lesion_orders(options, model, spec, scan))
+        composer = Composer(scan, model.model_hash, _version(), spec.window, spec.spacing_mm, options.background, "nifti" in options.format)
+        lesions = drawn(scan, placed, spec.shape, spec.spacing_mm, _drawn_into(model, spec, options.trunc))
+        series = len({one.seed for one in placed})
+        done = list(progress(write_composites(folder, composer, lesions), "series", series))
+        manifest = {
+            "model_sha256": model.model_hash, "step": model.step, "trained_on_sha256": model.trained_on.get("content_sha256"),
+            "average": options.average, "device": options.device, "seeds": options.seeds, "count": options.count,
+            "class": options["class"], "diameter": options.diameter, "truncation": options.trunc,
+            "formats": ["dicom", "seg", *(["nifti"] if composer.nifti else [])], **facts(composer, done, model.guarantee),
+            "licence": model.trained_on.get("licence") or None, "version": _version(),
+        }  # fmt: skip
+        (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    print(f"{series} series with {len(placed)} synthetic lesions in {options.out}; look at {options.out}/preview.png")
+    print(f"next: python -m data prepare {options.out}/dicom --lesions {options.out}/annotations.csv --out patches")
+    return 0
+
+
+def _lesion_orders(options: Namespace, model: Model, spec: PatchSpec, scan: Scan) -> list[Order]:
+    """Class and diameter of every lesion of every seed. Raises ValueError for what the model or the scan's spacing cannot show."""
+    import numpy as np
+
+    from data.implanting import LARGEST
+    from data.placing import Order, check_diameter
+    from gan.orders import Request, check_request, diameters_of, orders, seed_of
+
+    assert spec.spacing_mm is not None
+    largest_mm = LARGEST * min(n * mm for n, mm in zip(spec.shape, spec.spacing_mm, strict=True))
+    request = Request(options["class"], _between(options.diameter))
+    check_request(request, model.conditions)
+    usual_mm = np.clip(model.trained_on.get("diameter_deciles_mm") or (6.0, 12.0), scan.least_mm, largest_mm).tolist()
+    between_mm = request.between_mm or usual_mm
+    for mm in (between_mm[0], between_mm[-1]):
+        check_diameter(scan, mm, largest_mm)
+    wanted = [(seed, n) for seed in _seeds(options.seeds) for n in range(1, options.count + 1)]
+    streams = [seed_of(*one) for one in wanted]
+    labels = orders(request, model.conditions, model.trained_on, spec.spacing_mm, streams).labels
+    return [
+        Order(seed, n, stream, str(label) or spec.classes[0], float(mm))
+        for (seed, n), stream, label, mm in zip(wanted, streams, labels, diameters_of(streams, between_mm), strict=True)
+    ]
+
+
+def _drawn_into(model: Model, spec: PatchSpec, truncation: float | None) -> Draw:
+    """What draws lesions into cubes of HU."""
+    import numpy as np
+
+    from data.preprocess import to_unit
+    from gan.sampling import candidates, implant  # type: ignore[attr-defined]
+
+    def draw(cubes: np.ndarray, placed: Sequence[Placed]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        backgrounds, mm = to_unit(cubes, spec.window)[:, None], np.array([one.diameter_mm for one in placed])
+        z = candidates([one.stream for one in placed], 0, model.generator.latent, truncation)
+        condition = model.conditions.encode([one.label for one in placed], mm) if model.conditions.size else None
+        some = (
+            (patch, mask)
+            for patches, masks in implant(model, backgrounds, mm, z, condition)
+            for patch, mask in zip(patches, masks, strict=True)
+        )
+        for (patch, mask), background, cube in zip(some, backgrounds, cubes, strict=True):
+            yield cube + (patch - background)[0] * ((spec.window[1] - spec.window[0]) / 2), mask
+
+    return draw
 
 
 def _write_pictures(folder: Path, drawing: Drawing, spec: PatchSpec) -> None:

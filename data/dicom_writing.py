@@ -36,7 +36,8 @@ class Subject:
 
     key: what the UIDs follow from; the same key and pixels give the same UIDs.
     model: the tool's model or generator, at most 64 characters (a SHA-256 fits).
-    window: the HU range a viewer shows first.
+    window: the HU range a viewer shows first. into: what synthetic lesions were set into, such as "an acquired CT"; empty where every
+    pixel was generated.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Subject:
     model: str
     version: str
     window: tuple[float, float]
+    into: str = ""
 
 
 def uid_from(*parts: str) -> UID:
@@ -53,11 +55,13 @@ def uid_from(*parts: str) -> UID:
     return UID(f"2.25.{uuid.uuid5(_ROOT, chr(31).join(parts)).int}")
 
 
-def write_series(hu: np.ndarray, affine: np.ndarray, subject: Subject, files: list[Path], *, single_image: bool = False) -> UID:
+def write_series(
+    hu: np.ndarray, affine: np.ndarray, subject: Subject, files: list[Path], *, single_image: bool = False, thickness_mm: float | None = None
+) -> UID:  # fmt: skip
     """Writes int16 HU (K, J, I) as one series of K axial CT images, one file each; returns its series UID.
 
-    affine: (4, 4) from index k, j, i to LPS mm (see volume.py). single_image: the slice's thickness is
-    unknown and left empty. Raises ValueError when files and slices differ in number.
+    affine: (4, 4) from index k, j, i to LPS mm (see volume.py). single_image: the slice's thickness is unknown and left empty.
+    thickness_mm: of a slice, where that is not the step to the next. Raises ValueError when files and slices differ in number.
     """
     if hu.dtype != np.int16 or hu.ndim != 3 or len(files) != len(hu):
         raise ValueError(f"{hu.dtype}{hu.shape} HU for {len(files)} files; want int16 (K, J, I) and K files")
@@ -66,8 +70,8 @@ def write_series(hu: np.ndarray, affine: np.ndarray, subject: Subject, files: li
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     shared = {
         **_of_all_alike(
-            subject.description, subject.model, subject.version, subject.window, hu.shape[1:],
-            thickness=None if single_image else ds(steps[0]), pixel_spacing=(ds(steps[1]), ds(steps[2])),
+            subject.description, subject.model, subject.version, subject.window, subject.into, hu.shape[1:],
+            thickness=None if single_image else ds(thickness_mm or steps[0]), pixel_spacing=(ds(steps[1]), ds(steps[2])),
             orientation=tuple(ds(c) for c in [*affine[:3, 2] / steps[2], *affine[:3, 1] / steps[1]]),
         ),
         **_texts(
@@ -88,8 +92,11 @@ def ds(number: float) -> str:
     return f"{float(number):.10g}"[:16]
 
 
-def synthetic_instance(sop_class: UID, description: str, model: str, version: str) -> Dataset:
-    """What every synthetic object holds, whatever it shows: an unknown patient and study, and the tool that made it."""
+def synthetic_instance(sop_class: UID, description: str, model: str, version: str, into: str = "") -> Dataset:
+    """What every synthetic object holds, whatever it shows: an unknown patient and study, and the tool that made it.
+
+    into: see Subject. Where there was a scan, its patient's identity was removed, and how is said (PS3.3, C.7.1.1).
+    """
     instance = Dataset()
     instance.SpecificCharacterSet = "ISO_IR 192"
     instance.SOPClassUID = sop_class
@@ -106,8 +113,16 @@ def synthetic_instance(sop_class: UID, description: str, model: str, version: st
     equipment.Manufacturer = "lesiongan"
     equipment.SoftwareVersions = version
     equipment.DeviceSerialNumber = model
-    equipment.ContributionDescription = "Synthetic image: every pixel was generated, none was acquired"
+    equipment.ContributionDescription = (
+        f"Synthetic lesions set into {into}: the lesions were generated, all else was not"
+        if into
+        else "Synthetic image: every pixel was generated, none was acquired"
+    )
     instance.ContributingEquipmentSequence = [equipment]
+    if into:
+        instance.PatientIdentityRemoved = "YES"
+        instance.DeidentificationMethod = "header written anew; only geometry and HU are kept"
+        instance.LongitudinalTemporalInformationModified = "REMOVED"
     return instance
 
 
@@ -120,15 +135,15 @@ def code(value: str, scheme: str, meaning: str) -> Dataset:
 
 @lru_cache(maxsize=64)  # a folder of samples shares them all, and encoding them takes 50 times as long as writing the file
 def _of_all_alike(
-    description: str, model: str, version: str, window: tuple[float, float], shape: tuple[int, int],
+    description: str, model: str, version: str, window: tuple[float, float], into: str, shape: tuple[int, int],
     thickness: str | None, pixel_spacing: tuple[str, str], orientation: tuple[str, ...],
 ) -> Encoded:  # fmt: skip
     """The elements that follow neither from the patient nor from the pixels."""
-    image = synthetic_instance(CTImageStorage, description, model, version)
+    image = synthetic_instance(CTImageStorage, description, model, version, into)
     image.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
     image.Modality = "CT"
     image.BodyPartExamined = "CHEST"
-    image.PatientPosition = "HFS"
+    image.PatientPosition = None if into else "HFS"
     image.SeriesNumber = 1
     image.KVP = image.AcquisitionNumber = None
     low, high = window
@@ -140,7 +155,10 @@ def _of_all_alike(
     image.Rows, image.Columns = shape
     image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
     image.RescaleIntercept, image.RescaleSlope, image.RescaleType = "0", "1", "HU"
-    image.BurnedInAnnotation = "NO"
+    if into:  # of a derived image, how it was (C.7.6.1.1.3); whether text is burned into it nobody has looked
+        image.DerivationDescription = f"Synthetic lesions, drawn by a generator, were set into {into}; voxels outside them keep their HU"
+    else:
+        image.BurnedInAnnotation = "NO"
     return _encoded(image)
 
 

@@ -37,10 +37,10 @@ def from_unit(x: np.ndarray, window: Window) -> np.ndarray:
     return np.rint(hu).astype(np.int16)
 
 
-def cut(volume: Volume, center_mm: tuple[float, float, float], shape: Sequence[int], spacing_mm: float) -> np.ndarray:
+def cut(volume: Volume, center_mm: tuple[float, float, float], shape: Sequence[int], spacing_mm: float | Sequence[float]) -> np.ndarray:
     """The int16 HU around a point: (H, W) in the axial slice nearest to it, or (D, H, W).
 
-    volume: axial (see Volume.axial). spacing_mm: of the patch, the same along each of its axes.
+    volume: axial (see Volume.axial). spacing_mm: of the patch, the same along each of its axes; of a cube also one for each.
     Linear interpolation, so no value leaves the range of its neighbours; in 2-D none between
     slices, which would blur thick ones. Outside the volume: AIR_HU.
     Only the region needed is touched.
@@ -67,11 +67,11 @@ def outside_share(volume: Volume, center_mm: tuple[float, float, float], shape: 
 
 
 def _places(
-    volume: Volume, center_mm: tuple[float, float, float], shape: Sequence[int], spacing_mm: float
+    volume: Volume, center_mm: tuple[float, float, float], shape: Sequence[int], spacing_mm: float | Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where a patch lies in its volume, along k, j, i: its first voxel's index, the step from voxel to voxel, and their number."""
     centre = volume.index_of(center_mm)
-    steps = spacing_mm / np.array(volume.spacing_mm)
+    steps = np.asarray(spacing_mm) / np.array(volume.spacing_mm)
     size = np.array([1, *shape] if len(shape) == 2 else shape)
     if len(shape) == 2:
         centre[0], steps[0] = np.clip(np.rint(centre[0]), 0, volume.hu.shape[0] - 1), 1.0

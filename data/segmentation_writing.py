@@ -18,7 +18,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
-from data.dicom_writing import Subject, code, synthetic_instance, uid_from
+from data.dicom_writing import Subject, code, ds, synthetic_instance, uid_from
 
 _NO_DATE, _NO_TIME = "19000101", "000000"
 """Content Date and Time may not be empty (C.7.6.16), and the real ones would make every file another."""
@@ -29,7 +29,7 @@ _OF_IMAGES = [
 
 
 def write_segmentation(mask: np.ndarray, images: Sequence[Path], subject: Subject, label: str, file: Path) -> None:
-    """Writes the lesion in `images`, the CT files of one patch from write_series, as one segment in a series of its own.
+    """Writes the lesion in `images`, the CT files of one patch or scan from write_series, as one segment in a series of its own.
 
     mask: bool (H, W), or (D, H, W) in the order of the images. label: SegmentLabel, at most 64 characters; `python -m data prepare`
     reads it as the lesion's class. Raises ValueError when the mask is empty or not of the images' shape, or the label is too long.
@@ -45,7 +45,9 @@ def write_segmentation(mask: np.ndarray, images: Sequence[Path], subject: Subjec
         raise ValueError(f"{file}: a label of {len(label)} characters; SegmentLabel holds 1 to 64")
     uids = [str(header.SOPInstanceUID) for header in headers]
     key = (subject.key, label, subject.model, subject.version, hashlib.sha256(frames.tobytes()).hexdigest(), *uids)
-    segmentation = synthetic_instance(SegmentationStorage, "synthetic lesion segmentation", subject.model, subject.version)
+    segmentation = synthetic_instance(
+        SegmentationStorage, "synthetic lesion segmentation", subject.model, subject.version, subject.into
+    )  # fmt: skip
     _set_series(segmentation, headers, key)
     _set_segment(segmentation, label, subject)
     _set_frames(segmentation, headers, uid_from(*key, "dimensions"))
@@ -90,7 +92,8 @@ def _set_frames(segmentation: Dataset, headers: Sequence[Dataset], dimensions: s
     first, shared = headers[0], Dataset()
     measures, orientation, segment = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing = first.PixelSpacing
-    measures.SliceThickness = measures.SpacingBetweenSlices = 1 if first.SliceThickness is None else first.SliceThickness
+    measures.SliceThickness = 1 if first.SliceThickness is None else first.SliceThickness
+    measures.SpacingBetweenSlices = _step(headers) if len(headers) > 1 else measures.SliceThickness
     orientation.ImageOrientationPatient = first.ImageOrientationPatient
     segment.ReferencedSegmentNumber = 1
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence, shared.SegmentIdentificationSequence = (
@@ -108,6 +111,12 @@ def _set_frames(segmentation: Dataset, headers: Sequence[Dataset], dimensions: s
         _dimension(dimensions, "ReferencedSegmentNumber", "SegmentIdentificationSequence"),
         _dimension(dimensions, "ImagePositionPatient", "PlanePositionSequence"),
     ]
+
+
+def _step(headers: Sequence[Dataset]) -> str:
+    """From slice to slice in mm: slices may be thicker than that, or thinner."""
+    first, last = (np.array(header.ImagePositionPatient, float) for header in (headers[0], headers[-1]))
+    return ds(float(np.linalg.norm(last - first)) / (len(headers) - 1))
 
 
 def _dimension(organization: str, pointer: str, group: str) -> Dataset:

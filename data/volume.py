@@ -74,13 +74,20 @@ class Volume:
         Only permutes and flips, so no HU changes: a sagittally stored series becomes axial,
         and an oblique one is turned to the nearest axes. Slices may be turned too, so image_uids are left out.
         """
+        affine = self.affine @ nib.orientations.inv_ornt_aff(self._turn(), self.hu.shape)
+        hu = np.ascontiguousarray(self.axial_view(self.hu))
+        return Volume(hu, spacing_of(affine), affine, self.series_uid, (), self.acquisition, self.notes)
+
+    def axial_view(self, values: np.ndarray) -> np.ndarray:
+        """An array of hu's shape with its axes turned as axial() turns hu's. A view: what is written into it is written into the array."""
+        return nib.orientations.apply_orientation(values, self._turn())
+
+    def _turn(self) -> np.ndarray:
+        """The axes of axial(), as nibabel names such a turn."""
         to_ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine
         now = nib.orientations.io_orientation(to_ras)
         want = nib.orientations.axcodes2ornt(("S", "P", "L"))
-        turn = nib.orientations.ornt_transform(now, want)
-        hu = nib.orientations.apply_orientation(self.hu, turn)
-        affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.hu.shape)
-        return Volume(np.ascontiguousarray(hu), spacing_of(affine), affine, self.series_uid, (), self.acquisition, self.notes)
+        return nib.orientations.ornt_transform(now, want)
 
 
 @dataclass(frozen=True)

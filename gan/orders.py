@@ -131,6 +131,11 @@ def diameters_of(seeds: Sequence[int], quantiles_mm: Sequence[float]) -> np.ndar
     return np.interp(places, np.linspace(0, 1, len(quantiles_mm)), quantiles_mm)
 
 
+def seed_of(seed: int, number: int) -> int:
+    """The seed of a series' number-th lesion: its own for the first, so that it is that seed's sample, and others for the rest."""
+    return seed if number == 1 else int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)[0])
+
+
 def which_model(seeds: Sequence[int], shares: Sequence[float]) -> np.ndarray:
     """int (N,): the model that draws each seed. In any run of seeds, each model's part is within a few of its share.
 

@@ -51,3 +51,14 @@ def test_thinned_keeps_every_nth_voxel_where_it_was():
     assert thin.spacing_mm == pytest.approx((2.5, 2.1, 2.4))
     np.testing.assert_array_equal(thin.hu, volume.hu[:, 1::3, 1::3])
     assert thin.point_at(np.array([2, 3, 4])) == pytest.approx(volume.point_at(np.array([2, 10, 13])))
+
+
+@pytest.mark.parametrize("turn", list(itertools.permutations(range(3))))
+def test_what_is_written_into_an_axial_view_is_written_where_it_is_stored(turn):
+    volume = stored(turn, (True, False, True))
+    values = volume.hu.copy()
+    volume.axial_view(values)[2:4, 5, 6:9] = 2000
+    expected = volume.axial().hu.copy()
+    expected[2:4, 5, 6:9] = 2000
+    np.testing.assert_array_equal(volume.axial_view(values), expected)
+    assert (values != volume.hu).sum() == 6
