@@ -181,12 +181,6 @@ def _options(arguments: Sequence[str]) -> Namespace:
         default=None,
         help="with --into: list of the lesions there, as data prepare reads it, to stay away from",
     )
-    parser.add_argument(
-        "--background",
-        type=Literal["cohort", "public", "phantom", "unknown"],
-        default="unknown",
-        help="with --into: whose scan it is, for what is said of privacy",
-    )
     options = parser.parse_args(list(arguments))
     options.seeds = options.seeds or ("0" if options.into else "0-255")
     options.format = options.format or ("dicom,seg" if options.into else "png")
@@ -437,7 +431,7 @@ def _manifest(options: Namespace, drawing: Drawing, formats: Sequence[str]) -> d
         "average": options.average, "device": options.device, "seeds": options.seeds, "samples": len(drawing.seeds), "class": options["class"],
         "diameter": options.diameter, "match": _content(options.match), "fill": drawing.request.fill, "reject": options.reject,
         "truncation": None if drawing.truncation is None else {"limit": drawing.truncation, "diversity": round(drawing.diversity(), 4)},
-        "backgrounds": anatomy and {"origin": anatomy, "content_sha256": _content(options.backgrounds)},
+        "anatomy": anatomy, "backgrounds": _content(options.backgrounds),
         "quality": drawing.quality, "dissimilar_to": _content(options.dissimilar_to),
         "formats": list(formats), "png_level": f"{drawing.models[0].trained_on['unit']} + {PNG_OFFSET}", "privacy": " ".join(guarantees),
         "licence": " / ".join(dict.fromkeys(m.trained_on.get("licence", "") for m in models)) or None, "version": _version(),
@@ -479,6 +473,7 @@ def _write_parts(
 
 def _part(drawing: Drawing, spec: PatchSpec, formats: Sequence[str], folder: Path, first: int, count: int) -> Part:
     """Some of the samples, drawn, with what is told of them."""
+    from data.dicom_writing import in_words
     from data.preprocess import from_unit
     from data.synthetic import Part, Sample
 
@@ -491,7 +486,8 @@ def _part(drawing: Drawing, spec: PatchSpec, formats: Sequence[str], folder: Pat
             {name: float(taken.measured[name][n]) for name in drawing.measured},
         ) for n, seed in enumerate(drawing.seeds[first : first + count])
     ]  # fmt: skip
-    return Part(folder, hu, samples, spec, formats, _version(), tally.facts(), _masks(hu, spec, formats))
+    into = in_words(drawing.backgrounds.origin) if drawing.backgrounds else ""
+    return Part(folder, hu, samples, spec, formats, _version(), tally.facts(), _masks(hu, spec, formats), into)
 
 
 def _masks(hu: np.ndarray, spec: PatchSpec, formats: Sequence[str]) -> np.ndarray | None:
@@ -544,6 +540,7 @@ def _verify(options: Namespace) -> int:
     """Draws some of a folder's samples again and compares pixels and files, byte by byte; 1 where they differ."""
     import numpy as np
 
+    from data.dicom_writing import in_words
     from data.patches import PatchFolder
     from data.preprocess import from_unit
     from data.synthetic import Part, other_files, read_samples
@@ -578,7 +575,8 @@ def _verify(options: Namespace) -> int:
         condition = model.conditions.encode([one.label], [one.asked_mm]) if model.conditions.size else None
         drawn.append(draw(model, [one.seed], one.attempt, np.array([one.asked_mm]), condition, limit, backgrounds)[0, 0])
     hu = from_unit(np.stack(drawn), folder.window)
-    part = Part(folder.path, hu, chosen, folder.spec, formats, str(said.get("version")), {}, _masks(hu, folder.spec, formats))
+    part = Part(folder.path, hu, chosen, folder.spec, formats, str(said.get("version")), {}, _masks(hu, folder.spec, formats),
+                in_words(str(said.get("anatomy"))) if backgrounds else "")  # fmt: skip
     differ = other_files(part)
     for one, stored, drawn_now in zip(chosen, folder.hu(places), hu, strict=True):
         if one.name in differ or not np.array_equal(stored, drawn_now):
@@ -620,11 +618,17 @@ def _export(options: Namespace) -> int:
 def _check_into(options: Namespace) -> None:
     """Raises ValueError for what does not go with --into, or not without it."""
     if not options.into:
-        for name, usual in (("count", 1), ("lesions", None), ("background", "unknown")):
+        for name, usual in (("count", 1), ("lesions", None)):
             if options[name] != usual:
                 raise ValueError(f"--{name} belongs to --into, which names the scan to set lesions into")
+        if options.anatomy != "unknown" and not options.backgrounds:
+            raise ValueError("--anatomy says whose scan --into names, or whose patches --backgrounds does; give one of them")
         return
-    given = [name for name in ("match", "fill", "quality", "dissimilar_to", "shares", "verify", "export") if options[name] is not None]
+    given = [
+        name
+        for name in ("backgrounds", "match", "fill", "quality", "dissimilar_to", "shares", "verify", "export")
+        if options[name] is not None
+    ]
     given += [name for name, usual in (("pictures", False), ("reject", True), ("devices", 1)) if options[name] != usual]
     if given:
         raise ValueError(f"--{given[0].replace('_', '-')} does not go with --into; leave one of them out")
@@ -642,6 +646,7 @@ def _into(options: Namespace) -> int:
     from data.implanting import drawn
     from data.placing import place_lesions, read_scan
     from data.scan_writing import Composer, facts, write_composites
+    from gan.context import privacy_of_composites
 
     (model,) = _models(options)
     spec = _spec(options.run[0], model)
@@ -649,7 +654,7 @@ def _into(options: Namespace) -> int:
         raise ValueError(
             f"{options.run[0]}: draws 2-D patches, and --into needs cubes: data prepare --dims 3, then train.py --context.on true"
         )
-    if not getattr(model, "context", False):
+    if not model.context:
         raise ValueError(f"{options.run[0]}: cannot draw into given surroundings; train one that can: python train.py --context.on true")
     if spec.unit != "HU" or spec.spacing_mm is None:
         raise ValueError(f"{options.run[0]}: --into needs a model of HU whose spacing was stated")
@@ -662,7 +667,7 @@ def _into(options: Namespace) -> int:
             )
         _warn_of_licence([model])
         placed = place_lesions(scan, _lesion_orders(options, model, spec, scan))
-        composer = Composer(scan, model.model_hash, _version(), spec.window, spec.spacing_mm, options.background, "nifti" in options.format)
+        composer = Composer(scan, model.model_hash, _version(), spec.window, spec.spacing_mm, options.anatomy, "nifti" in options.format)
         lesions = drawn(scan, placed, spec.shape, spec.spacing_mm, _drawn_into(model, spec, options.trunc))
         series = len({one.seed for one in placed})
         done = list(progress(write_composites(folder, composer, lesions), "series", series))
@@ -670,8 +675,8 @@ def _into(options: Namespace) -> int:
             "model_sha256": model.model_hash, "step": model.step, "trained_on_sha256": model.trained_on.get("content_sha256"),
             "average": options.average, "device": options.device, "seeds": options.seeds, "count": options.count,
             "class": options["class"], "diameter": options.diameter, "truncation": options.trunc,
-            "formats": ["dicom", "seg", *(["nifti"] if composer.nifti else [])], **facts(composer, done, model.guarantee),
-            "licence": model.trained_on.get("licence") or None, "version": _version(),
+            "formats": ["dicom", "seg", *(["nifti"] if composer.nifti else [])], **facts(composer, done),
+            "privacy": privacy_of_composites(model.guarantee, options.anatomy), "licence": model.trained_on.get("licence") or None, "version": _version(),
         }  # fmt: skip
         (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     print(f"{series} series with {len(placed)} synthetic lesions in {options.out}; look at {options.out}/preview.png")
@@ -683,18 +688,18 @@ def _lesion_orders(options: Namespace, model: Model, spec: PatchSpec, scan: Scan
     """Class and diameter of every lesion of every seed. Raises ValueError for what the model or the scan's spacing cannot show."""
     import numpy as np
 
-    from data.implanting import LARGEST
     from data.placing import Order, check_diameter
+    from gan.context import largest_mm
     from gan.orders import Request, check_request, diameters_of, orders, seed_of
 
     assert spec.spacing_mm is not None
-    largest_mm = LARGEST * min(n * mm for n, mm in zip(spec.shape, spec.spacing_mm, strict=True))
+    most_mm = largest_mm(spec.shape, spec.spacing_mm)
     request = Request(options["class"], _between(options.diameter))
     check_request(request, model.conditions)
-    usual_mm = np.clip(model.trained_on.get("diameter_deciles_mm") or (6.0, 12.0), scan.least_mm, largest_mm).tolist()
+    usual_mm = np.clip(model.trained_on.get("diameter_deciles_mm") or (6.0, 12.0), scan.least_mm, most_mm).tolist()
     between_mm = request.between_mm or usual_mm
     for mm in (between_mm[0], between_mm[-1]):
-        check_diameter(scan, mm, largest_mm)
+        check_diameter(scan, mm, most_mm)
     wanted = [(seed, n) for seed in _seeds(options.seeds) for n in range(1, options.count + 1)]
     streams = [seed_of(*one) for one in wanted]
     labels = orders(request, model.conditions, model.trained_on, spec.spacing_mm, streams).labels
@@ -709,7 +714,7 @@ def _drawn_into(model: Model, spec: PatchSpec, truncation: float | None) -> Draw
     import numpy as np
 
     from data.preprocess import to_unit
-    from gan.sampling import candidates, implant  # type: ignore[attr-defined]
+    from gan.sampling import candidates, implant
 
     def draw(cubes: np.ndarray, placed: Sequence[Placed]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         backgrounds, mm = to_unit(cubes, spec.window)[:, None], np.array([one.diameter_mm for one in placed])

@@ -50,6 +50,11 @@ class Subject:
     into: str = ""
 
 
+def in_words(anatomy: str) -> str:
+    """Subject.into of lesions that were set into anatomy of this origin."""
+    return "a procedural CT phantom" if anatomy == "phantom" else "an acquired CT"
+
+
 def uid_from(*parts: str) -> UID:
     """A UID that follows from the parts alone: a UUID (version 5) under 2.25 (PS3.5, B.2)."""
     return UID(f"2.25.{uuid.uuid5(_ROOT, chr(31).join(parts)).int}")

@@ -28,8 +28,6 @@ Draw = Callable[[np.ndarray, Sequence[Placed]], Iterator[tuple[np.ndarray, np.nd
 
 Outside what it changed, a cube's HU are returned exactly as they were."""
 
-LARGEST = 0.8
-"""Share of a cube's edge that a lesion's diameter may have."""
 _AT_ONCE = 32
 _NOISE = 102
 """Stream of a lesion's random numbers."""

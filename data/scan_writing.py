@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from data.dicom_writing import Subject, write_series
+from data.dicom_writing import Subject, in_words, write_series
 from data.export import write_preview
 from data.implanting import Drawn, Implanted, implant
 from data.lesions import write_annotations
@@ -29,9 +29,6 @@ from data.placing import BORDER_MM, GAP_MM, MOST_TISSUE, TISSUE_HU, Scan
 from data.preprocess import Window, cut
 from data.segmentation_writing import write_segmentation
 from data.volume import Lesion
-
-Background = Literal["cohort", "public", "phantom", "unknown"]
-"""Whose the scan is: a patient's of the hospital's own, one of a public collection, nobody's, or not stated."""
 
 COLUMNS = (
     "seed", "lesion", "class", "asked_mm", "diameter_mm", "x_mm", "y_mm", "z_mm", "support_mm", "slices", "voxels", "mean_before_hu",
@@ -43,24 +40,25 @@ _PREVIEWED, _PREVIEW_SIDE, _PREVIEW_MM = 24, 64, 0.75
 
 @dataclass(frozen=True)
 class Composer:
-    """What all series share. model: SHA-256 of the model. spacing_mm: of its cubes. nifti: whether to write that, too."""
+    """What all series share. model: SHA-256 of the model. spacing_mm: of its cubes. anatomy: whose the scan is, "phantom" for nobody's.
+    nifti: whether to write that, too."""
 
     scan: Scan
     model: str
     version: str
     window: Window
     spacing_mm: tuple[float, ...]
-    background: Background = "unknown"
+    anatomy: str = "unknown"
     nifti: bool = False
 
     def subject(self, seed: int) -> Subject:
         """One synthetic patient for all series of one scan, so that a split by patient keeps them together; a study for each."""
         stored = self.scan.stored
         patient = hashlib.sha256(stored.hu.tobytes() + stored.affine.tobytes()).hexdigest()[:12].upper()
-        where, into = ("a phantom", "a procedural CT phantom") if self.background == "phantom" else ("a real scan", "an acquired CT")
+        where = "a phantom" if self.anatomy == "phantom" else "a real scan"
         return Subject(
             key=f"into {self.model} {seed}", name=f"SYNTHETIC^{patient}", patient_id=f"SYNTHETIC-{patient}",
-            description=f"synthetic lesions in {where}, seed {seed}", model=self.model, version=self.version, window=self.window, into=into,
+            description=f"synthetic lesions in {where}, seed {seed}", model=self.model, version=self.version, window=self.window, into=in_words(self.anatomy),
         )  # fmt: skip
 
 
@@ -93,29 +91,16 @@ def write_composites(folder: Path, composer: Composer, drawn: Iterable[Drawn]) -
     write_preview(np.stack(shown), composer.window, folder / "preview.png", (_PREVIEW_MM,) * 3, labels, columns=2)
 
 
-def facts(composer: Composer, done: Sequence[tuple[int, list[Implanted]]], guarantee: str | None) -> dict[str, Any]:
-    """What sampling.json says of the scan, the lesions in it, and whose privacy is at stake. No path, no UID of the scan.
-
-    guarantee: what differential privacy promises the model's training patients, in one sentence; None for nothing.
-    """
+def facts(composer: Composer, done: Sequence[tuple[int, list[Implanted]]]) -> dict[str, Any]:
+    """What sampling.json says of the scan and the lesions in it. No path, no UID of the scan."""
     scan = composer.scan
     thick, low = scan.thickness_mm, min(one.placed.diameter_mm for _, lesions in done for one in lesions)
     most = max(one.slices for _, lesions in done for one in lesions)
-    anatomy = (
-        "The anatomy is a phantom's, no patient's."
-        if composer.background == "phantom"
-        else "Each series shows a real patient's anatomy, whatever its header says: who may see the scan may see these, and nobody else."
-    )
-    model = (
-        f"{guarantee} It covers what the lesions owe to the training patients, and nothing else."
-        if guarantee
-        else "The model was trained without differential privacy, so nothing is promised to its training patients either."
-    )
     avoided = (
         f"listed: {len(scan.taken)}" if scan.listed else "no list was given: lesions that were there already were not stayed away from"
     )
     return {
-        "background": composer.background,
+        "anatomy": composer.anatomy,
         "scan": {
             "voxels": list(scan.stored.hu.shape), "spacing_mm": list(scan.stored.spacing_mm), "slice_thickness_mm": thick,
             "smallest_diameter_mm": round(scan.least_mm, 3),
@@ -129,7 +114,6 @@ def facts(composer: Composer, done: Sequence[tuple[int, list[Implanted]]], guara
         "series": [
             {"seed": seed, "lesions": len(lesions), "places_looked_at": sum(one.placed.tries for one in lesions)} for seed, lesions in done
         ],
-        "privacy": f"{anatomy} {model} No guarantee is claimed for the composite.",
     }  # fmt: skip
 
 

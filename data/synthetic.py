@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Part:
-    """Samples to be written into a folder. hu: int16 (N, *S). facts: what part.json is to hold. masks: bool (N, *S), of the lesions."""
+    """Samples to be written into a folder. hu: int16 (N, *S). facts: what part.json is to hold. masks: bool (N, *S), of the lesions.
+
+    into: what they were set into, see dicom_writing.Subject.
+    """
 
     folder: Path
     hu: np.ndarray
@@ -65,6 +68,7 @@ class Part:
     version: str
     facts: Mapping[str, Any]
     masks: np.ndarray | None = None
+    into: str = ""
 
 
 def write_part(part: Part) -> Path:
@@ -92,7 +96,7 @@ def write_formats(folder: Path, part: Part) -> None:
         if "nifti" in part.formats:
             write_patch_nifti(hu, spacing, folder / "nifti" / f"{one.name}.nii.gz")
         if "dicom" in part.formats:
-            subject = subject_of(one, part.spec, part.version)
+            subject = replace(subject_of(one, part.spec, part.version), into=part.into)
             write_patch_dicom(hu, spacing, subject, folder / "dicom" / one.name)
             if part.masks is not None and part.masks[n].any():
                 from data.segmentation_writing import write_segmentation

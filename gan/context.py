@@ -46,7 +46,7 @@ def privacy_of_composites(guarantee: str | None, origin: Origin) -> str:
     if origin in ("public", "phantom"):
         return f"{guarantee or 'no guarantee: trained without differential privacy'}; {anatomy}"
     own = f" The model that draws the lesions has one, for those it was trained on: {guarantee}" if guarantee else ""
-    return f"no guarantee: {anatomy}, shown as it is.{own}"
+    return f"no guarantee: {anatomy}, shown as it is, whatever a header says: who may see theirs may see this, and nobody else.{own}"
 
 
 class Patches(Protocol):

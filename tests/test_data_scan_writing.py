@@ -31,10 +31,10 @@ from data.volume import Volume, spacing_of
 MODEL, WINDOW = "ab" * 32, (-1000.0, 400.0)
 
 
-def compose(scan, out: Path, seeds=(0, 7), count=2, diameter_mm=12.0, background="unknown", nifti=True):
+def compose(scan, out: Path, seeds=(0, 7), count=2, diameter_mm=12.0, anatomy="unknown", nifti=True):
     """Writes the folder; the composer, and what write_composites yielded."""
     orders = [Order(seed, n, 1000 * seed + n, "solid", diameter_mm) for seed in seeds for n in range(1, count + 1)]
-    composer = Composer(scan, MODEL, "1.0", WINDOW, ISOTROPIC, background, nifti)
+    composer = Composer(scan, MODEL, "1.0", WINDOW, ISOTROPIC, anatomy, nifti)
     out.mkdir()
     return composer, list(write_composites(out, composer, drawn(scan, place_lesions(scan, orders), CUBE, ISOTROPIC, balls)))
 
@@ -139,11 +139,11 @@ def test_slices_that_overlap_keep_their_thickness_and_the_segmentation_its_step(
     assert (ct.SliceThickness, measures.SliceThickness, measures.SpacingBetweenSlices) == (10, 10, 5)
 
 
-@pytest.mark.parametrize(("background", "scene"), [("unknown", "an acquired CT"), ("phantom", "a procedural CT phantom")])
-def test_headers_say_what_was_done(made, tmp_path, background, scene):
+@pytest.mark.parametrize(("anatomy", "scene"), [("unknown", "an acquired CT"), ("phantom", "a procedural CT phantom")])
+def test_headers_say_what_was_done(made, tmp_path, anatomy, scene):
     out, _, _, _ = made
-    if background == "phantom":
-        compose(made[1], tmp_path / "out", background=background)
+    if anatomy == "phantom":
+        compose(made[1], tmp_path / "out", anatomy=anatomy)
         out = tmp_path / "out"
     images = [pydicom.dcmread(out / "dicom" / name) for name in ("0/0001.dcm", "0/0002.dcm", "7/0001.dcm")]
     image = images[0]
@@ -156,7 +156,7 @@ def test_headers_say_what_was_done(made, tmp_path, background, scene):
     )
     assert len(image.DeidentificationMethod) <= 64
     assert scene in image.ContributingEquipmentSequence[0].ContributionDescription
-    assert image.SeriesDescription == f"synthetic lesions in {'a phantom' if background == 'phantom' else 'a real scan'}, seed 0"
+    assert image.SeriesDescription == f"synthetic lesions in {'a phantom' if anatomy == 'phantom' else 'a real scan'}, seed 0"
     assert str(image.PatientName).startswith("SYNTHETIC^")
     for keyword in ("KVP", "StudyDate", "PatientPosition", "PatientBirthDate"):
         assert image[keyword].is_empty
@@ -219,21 +219,14 @@ def test_nothing_of_the_patient_is_in_any_byte(tmp_path):
     scan = read_scan(str(tmp_path / "CanaryFolder"))
     assert leaks(tmp_path / "CanaryFolder")
     composer, done = compose(scan, tmp_path / "out", diameter_mm=9.0)
-    (tmp_path / "out" / "sampling.json").write_text(json.dumps(facts(composer, done, None)))
+    (tmp_path / "out" / "sampling.json").write_text(json.dumps(facts(composer, done)))
     assert leaks(tmp_path / "out") == []
 
 
-def test_what_is_said_of_privacy_and_of_slices(made):
-    _, scan, composer, done = made
-    said = facts(composer, done, "This run is differentially private: epsilon 8 at delta 1e-05.")
-    assert said["privacy"] == (
-        "Each series shows a real patient's anatomy, whatever its header says: who may see the scan may see these, and nobody else. "
-        "This run is differentially private: epsilon 8 at delta 1e-05. It covers what the lesions owe to the training patients, and nothing else. "
-        "No guarantee is claimed for the composite."
-    )
-    bare = facts(Composer(scan, MODEL, "1.0", WINDOW, ISOTROPIC, "phantom"), done, None)
-    assert bare["privacy"].startswith("The anatomy is a phantom's, no patient's. The model was trained without differential privacy")
-    assert "no list was given" in bare["lesions_of_the_scan"]
+def test_what_is_said_of_slices_and_other_lesions(made):
+    _, _, composer, done = made
+    said = facts(composer, done)
+    assert "no list was given" in said["lesions_of_the_scan"]
     assert (
         "a slice shows the mean of 5 mm: of the smallest lesion here, 12.0 mm, at most 100% of its contrast"
         in said["scan"]["what_slices_show"]
@@ -254,7 +247,7 @@ def test_the_preview_shows_each_lesion_beside_what_was_there(made):
 
 def test_a_real_scan_of_thick_slices(real_data, tmp_path):
     scan = read_scan(str(real_data / "ct-series"), str(real_data / "ct-series" / "annotations.csv"))
-    _, ((_, lesions),) = compose(scan, tmp_path / "out", seeds=(3,), count=3, diameter_mm=14.0, background="public")
+    _, ((_, lesions),) = compose(scan, tmp_path / "out", seeds=(3,), count=3, diameter_mm=14.0, anatomy="public")
     volume = read(tmp_path / "out" / "dicom" / "3")
     outside = ~near(scan, lesions)
     np.testing.assert_array_equal(volume.hu[outside], scan.stored.hu[outside])

@@ -97,7 +97,7 @@ def rows_of(out):
 
 def test_lesions_are_set_into_a_scan_as_asked_for(into, out):
     done = into("run", out, "--count", 2, "--class", "solid", "--diameter", "8-12", "--seeds", "0-2", "--lesions", "list.csv", "--format", "nifti",
-                "--background", "phantom")  # fmt: skip
+                "--anatomy", "phantom")  # fmt: skip
     assert "3 series with 6 synthetic lesions" in done.out
     assert f"next: python -m data prepare {out}/dicom --lesions {out}/annotations.csv" in done.out
     assert sorted(os.listdir(out)) == ["annotations.csv", "dicom", "lesions.csv", "nifti", "preview.png", "sampling.json", "seg"]
@@ -111,7 +111,7 @@ def test_lesions_are_set_into_a_scan_as_asked_for(into, out):
     (asked,) = into.asked
     np.testing.assert_allclose(asked[0], mm, atol=1e-3)
     np.testing.assert_array_equal(asked[2], ASKED.encode(["solid"] * 6, asked[0]))
-    assert (said["lesions_of_the_scan"], said["background"], said["count"], said["formats"]) == (
+    assert (said["lesions_of_the_scan"], said["anatomy"], said["count"], said["formats"]) == (
         "listed: 3", "phantom", 2, ["dicom", "seg", "nifti"],
     )  # fmt: skip
     assert (out.parent / "out").stat().st_mode & 0o777 == 0o755
@@ -125,6 +125,7 @@ def test_a_series_follows_from_its_seed_and_its_first_lesion_has_the_samples_lat
     z = into.asked[0][1]
     np.testing.assert_array_equal(z[[0, 2]], candidates([3, 4], 0, 8))
     assert len({tuple(row.tolist()) for row in z}) == 4
+    assert said_of(tmp_path / "one")["privacy"].startswith("no guarantee: the anatomy around a lesion is that of patients of whom nothing")
     assert SENTENCE in said_of(tmp_path / "one")["privacy"]
     into("run", tmp_path / "fewer", "--seeds", 4)
     assert rows_of(tmp_path / "fewer") == rows_of(out)[2:3]
@@ -180,7 +181,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(into, place, tmp_path):
         (("--lesions", "gone.csv"), None, "gone.csv: no such file or folder"),
         (("--diameter", 3), None, "--diameter 3: with pixels of 2.39 mm and slices of 5 mm every 5 mm, this scan shows lesions of 4.79 mm and more"),
         (("--diameter", "3-9"), None, "--diameter 3: "),
-        (("--diameter", "9-30"), None, "--diameter 30: the model's cube holds lesions of up to 25.6 mm"),
+        (("--diameter", "9-30"), None, "--diameter 30: the model's cube holds lesions of up to 20 mm"),
         (("--diameter", "large"), None, "--diameter large: want mm"),
         (("--count", 300, "--diameter", 20), None, "seed 0: too little room in the lung: "),
         (("--count", 0), None, "--count 0: want 1 or more lesions for each seed"),
@@ -199,7 +200,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(into, place, tmp_path):
         (("--step", "5,6"), None, "--into takes one model"),
         (("--format", "png"), None, "--format png holds 2-D patches only"),
         (("--format", "gif"), None, "--format 'gif': want png, nifti, dicom, seg"),
-        (("--background", "mine"), None, 'key "background": Expected'),
+        (("--anatomy", "mine"), None, 'key "anatomy": Expected'),
         (("--out", tmp_path / "there"), None, "there: exists already"),
     ]  # fmt: skip
     for options, series, cause in cases:
@@ -210,7 +211,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(into, place, tmp_path):
         assert (done.code, len(lines), cause in done.err) == (2, 1, True), (options, done.err)
         assert sorted(os.listdir(tmp_path)) == ["there", "two", "water"], options
     assert os.listdir(tmp_path / "there") == ["thesis.doc"]
-    for options in (("--count", 2), ("--lesions", "list.csv"), ("--background", "phantom")):
+    for options in (("--count", 2), ("--lesions", "list.csv"), ("--anatomy", "phantom")):
         done = into("run", tmp_path / "new", *options, series=None, fails=True)
         assert (done.code, done.err.count("\n"), f"{options[0]} belongs to --into" in done.err) == (2, 1, True)
 
