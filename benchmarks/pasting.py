@@ -61,12 +61,18 @@ def set_in(
 ) -> tuple[Floats, Floats, NDArray[np.int_]]:
     """`count` composites of lesions (M, 1, *S) drawn with replacement, the backgrounds they were set into, and which lesion each is, (count,)."""
     chosen = rng.integers(len(lesions), size=count)
-    anatomy = backgrounds.draw(rng, diameters_mm[chosen])
-    turned = quarter_turned(rng, backgrounds.flipped(rng, lesions[chosen]))
-    where = support(lesions.shape[2:], backgrounds.spacing_mm, diameters_mm[chosen], -SOFT_MM / 2)
-    set_one = BLENDS[blend]
-    found = [set_one(lesion[0], free[0], s[0]) for lesion, free, s in zip(turned, anatomy, where, strict=True)]
-    return np.stack(found)[:, None], anatomy, chosen
+    anatomy, _ = backgrounds.draw(rng, diameters_mm[chosen])
+    return set_each(lesions[chosen], diameters_mm[chosen], anatomy, backgrounds, rng, blend), anatomy, chosen
+
+
+def set_each(
+    lesions: Floats, diameters_mm: NDArray[np.float64], anatomy: Floats, backgrounds: Backgrounds, rng: np.random.Generator, blend: str
+) -> Floats:
+    """Each lesion (N, 1, *S), turned at random, in its own anatomy (N, 1, *S)."""
+    turned = quarter_turned(rng, backgrounds.flipped(rng, lesions))
+    where = support(lesions.shape[2:], backgrounds.spacing_mm, diameters_mm, -SOFT_MM / 2)
+    found = [BLENDS[blend](lesion[0], free[0], s[0]) for lesion, free, s in zip(turned, anatomy, where, strict=True)]
+    return np.stack(found)[:, None]
 
 
 def quarter_turned(rng: np.random.Generator, patches: Floats) -> Floats:

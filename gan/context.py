@@ -100,8 +100,9 @@ class Backgrounds:
         self.patches, self.shape, self.origin = patches, tuple(shape), origin
         self.spacing_mm = tuple(spacing_mm or [1.0] * len(shape))
 
-    def draw(self, rng: np.random.Generator, diameters_mm: np.ndarray, tries: int = TRIES) -> np.ndarray:
-        """float32 (N, 1, *S): for a lesion of each diameter, of `tries` random patches the one that is least dense where the lesion goes.
+    def draw(self, rng: np.random.Generator, diameters_mm: np.ndarray, tries: int = TRIES) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (N, 1, *S), and which ones they are, (N,): for a lesion of each diameter, of `tries` random patches the one that is least
+        dense where the lesion goes.
 
         Each is flipped along each axis half of the time. What is listed as lesion-free often has a vessel in its middle.
         """
@@ -110,7 +111,8 @@ class Backgrounds:
         some = np.asarray(self.patches[rows]).reshape(count, tries, 1, *self.shape)
         where = support(self.shape, self.spacing_mm, diameters_mm, -SOFT_MM)[:, None]
         density = (some * where).reshape(count, tries, -1).sum(-1)
-        return self.flipped(rng, some[np.arange(count), density.argmin(1)])
+        best = density.argmin(1)
+        return self.flipped(rng, some[np.arange(count), best]), rows.reshape(count, tries)[np.arange(count), best]
 
     def flipped(self, rng: np.random.Generator, patches: np.ndarray) -> np.ndarray:
         """Patches (N, 1, *S), each along each axis half of the time."""
@@ -121,7 +123,7 @@ class Backgrounds:
 
     def scene(self, rng: np.random.Generator, diameters_mm: np.ndarray) -> Scene:
         """What lesions of these diameters are drawn into."""
-        return scene_of(self.draw(rng, diameters_mm), self.spacing_mm, diameters_mm)
+        return scene_of(self.draw(rng, diameters_mm)[0], self.spacing_mm, diameters_mm)
 
     def view(self, diameters_mm: np.ndarray) -> np.ndarray:
         """float32 (N, 1, *S) in [0, 1]: how far the critic sees real lesions of these diameters."""

@@ -35,7 +35,7 @@ def draw(
     if backgrounds is None:
         return np.concatenate(list(generate(model, z, condition)))
     anatomy = [
-        backgrounds.draw(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(attempt, ANATOMY))), asked_mm[n : n + 1])
+        backgrounds.draw(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(attempt, ANATOMY))), asked_mm[n : n + 1])[0]
         for n, seed in enumerate(seeds)
     ]
     return np.concatenate([patches for patches, _ in implant(model, np.concatenate(anatomy), asked_mm, z, condition)])

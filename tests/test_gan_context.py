@@ -104,10 +104,11 @@ def test_backgrounds_with_room_are_preferred_and_draws_follow_from_the_generator
     free[20:, ..., 10:22, 10:22] = 0.9  # a vessel in the middle
     backgrounds = Backgrounds(free, None, (32, 32))
     diameters = np.full(200, 6.0)
-    drawn = backgrounds.draw(np.random.default_rng(0), diameters)
+    drawn, rows = backgrounds.draw(np.random.default_rng(0), diameters)
+    assert (rows < 20).mean() > 0.95
     assert (drawn[..., 12:20, 12:20].mean(axis=(1, 2, 3)) < 0).mean() > 0.95  # by chance a half
-    assert_array_equal(drawn, backgrounds.draw(np.random.default_rng(0), diameters))
-    blind = backgrounds.draw(np.random.default_rng(0), diameters, tries=1)
+    assert_array_equal(drawn, backgrounds.draw(np.random.default_rng(0), diameters)[0])
+    blind, _ = backgrounds.draw(np.random.default_rng(0), diameters, tries=1)
     assert 0.35 < (blind[..., 12:20, 12:20].mean(axis=(1, 2, 3)) < 0).mean() < 0.65
     wall = blind[..., 2].mean(axis=(1, 2)) > 0
     assert 0.1 < wall.mean() < 0.4  # half have a wall, half of those flipped away
