@@ -327,21 +327,17 @@ def _patches(folder: PatchFolder, split: str, conditions: Conditions, balance: f
 
 
 def lesion_diameters_mm(folder: PatchFolder, indices: np.ndarray) -> np.ndarray:
-    """In mm (pixels, where the spacing is unknown): as listed, else as measured in the patch, else UNKNOWN_MM.
-
-    What measures more than half of the patch hangs on to the chest wall or a large vessel, and counts as not measured.
-    """
+    """In mm (pixels, where the spacing is unknown): as listed, else as measured in the patch, else UNKNOWN_MM."""
     import numpy as np
 
     from evaluate.attributes import lesion_attributes
 
     spacing = folder.spacing_mm or (1.0,) * len(folder.shape)
-    most = min(n * mm for n, mm in zip(folder.shape, spacing, strict=True)) / 2
     diameters = folder.rows.diameter_mm[indices].copy()
     unlisted = np.flatnonzero(~np.isfinite(diameters))
     for some in np.array_split(unlisted, math.ceil(len(unlisted) / 1024)) if len(unlisted) else ():
         found = lesion_attributes(folder.hu(indices[some]), spacing, folder.window)["diameter_mm"]
-        diameters[some] = np.where(found <= most, found, UNKNOWN_MM)
+        diameters[some] = np.where(np.isfinite(found), found, UNKNOWN_MM)
     return diameters
 
 

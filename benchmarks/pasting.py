@@ -3,8 +3,8 @@
 Patches are float32 (N, 1, *S) in [-1, 1], two or three axes; the lesion's centre is the patch's middle. Each real lesion is flipped and
 turned by quarters at random, and set into a lesion-free patch that has room for it (gan.context.Backgrounds), as a generator's are.
 
-  pasted     with a soft edge (the generator's support), the brighter of lesion and anatomy at each voxel
-  Poisson    seamless cloning (Pérez et al. 2003, Eq. 7): the lesion's gradients, the anatomy's values at the border
+  pasted     with the soft edge of the generator's support, the brighter of lesion and anatomy at each voxel
+  Poisson    seamless cloning (Pérez et al. 2003, Eq. 7) on the generator's support: the lesion's gradients, the anatomy's values at the border
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 
-from gan.context import SOFT_MM, Backgrounds, support
+from gan.context import Backgrounds, support
 
 Floats = NDArray[np.float32]
 
@@ -28,8 +28,8 @@ def paste(lesion: Floats, background: Floats, where: Floats) -> Floats:
 
 
 def clone(lesion: Floats, background: Floats, where: Floats) -> Floats:
-    """All (*S): inside the support's half height, which stays off the patch's border, the solution of Poisson's equation."""
-    inside = (where > 0.5) & ndimage.binary_erosion(np.ones(where.shape, bool))
+    """All (*S): inside the support, but for the patch's own border, the solution of Poisson's equation."""
+    inside = (where > 0) & ndimage.binary_erosion(np.ones(where.shape, bool))
     number = np.full(where.shape, -1)
     number[inside] = np.arange(inside.sum())
     places = np.argwhere(inside)
@@ -70,7 +70,7 @@ def set_each(
 ) -> Floats:
     """Each lesion (N, 1, *S), turned at random, in its own anatomy (N, 1, *S)."""
     turned = quarter_turned(rng, backgrounds.flipped(rng, lesions))
-    where = support(lesions.shape[2:], backgrounds.spacing_mm, diameters_mm, -SOFT_MM / 2)
+    where = support(lesions.shape[2:], backgrounds.spacing_mm, diameters_mm)
     found = [BLENDS[blend](lesion[0], free[0], s[0]) for lesion, free, s in zip(turned, anatomy, where, strict=True)]
     return np.stack(found)[:, None]
 

@@ -178,8 +178,9 @@ class Study:
     def samples(self, way: str, count: int, seed: int) -> np.ndarray:
         """int16 HU (N, H, W), of a generator that was trained on these nodules."""
         few = self.few(count, seed)
+        mm = None if way == "whole patches" else content_hash(lesion_diameters_mm(self.folder, few))
         settings = {
-            "torch": torch.__version__, "way": way, "train": content_hash(self.folder.hu(few)), "seed": seed, "updates": self.effort.updates,
+            "torch": torch.__version__, "way": way, **({} if mm is None else {"diameters": mm}), "train": content_hash(self.folder.hu(few)), "seed": seed, "updates": self.effort.updates,
             "samples": self.effort.samples, "networks": asdict(NetworkConfig()), "training": asdict(TrainingConfig()),
         }  # fmt: skip
         kept = self.generators.load(settings)
