@@ -2,6 +2,7 @@
 
   python benchmarks/ground_glass.py --work gg --json gg.json       about an hour of CPU time; stop it, give the command again, and it goes on
   python benchmarks/ground_glass.py --quick                        about a minute; shows that it works, and nothing of worth
+  python benchmarks/ground_glass.py --cubes cubes                  only makes the patch folder of cubes that it uses, to train on
 
 Cubes of 24 voxels at 1 mm (the data are in $LESIONGAN_DATA; the README says where they come from): each patient's nodule in the middle of
 one, and up to eight from the corners of the same 51 mm of scan that hold no voxel of the nodule nor of what lies within 3 mm of it: lesion-free
@@ -83,8 +84,8 @@ class Effort:
 QUICK = Effort(steps=10, updates=4, samples=40, seeds=1)
 
 
-def cubes(place: Path) -> PatchFolder:
-    """Nodules and lesion-free corners, one patch folder; every patient in its training split, since folds decide."""
+def cubes(place: Path, folder: Path) -> PatchFolder:
+    """Nodules and lesion-free corners, one patch folder; every patient in its training split, since folds decide. place: for files on the way."""
     source = Path(os.environ.get("LESIONGAN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "lidc-nodules-3d"
     if not (source / "nodules.csv").is_file():
         raise FileNotFoundError(
@@ -107,10 +108,10 @@ def cubes(place: Path) -> PatchFolder:
                     writer.writerow([row["image"], *[start + (SIDE - 1) / 2 for start in corner], "", "background", row["patient_id"]])
     with redirect_stdout(sys.stderr):
         data_command([
-            "prepare", str(source / "images"), "--lesions", str(table), "--out", str(place / "cubes"), "--dims", "3", "--size", str(SIDE),
+            "prepare", str(source / "images"), "--lesions", str(table), "--out", str(folder), "--dims", "3", "--size", str(SIDE),
             "--coordinates", "voxel", "--background", "8", "--validation", "0", "--test", "0", "--processes", "1", "--key", str(key),
         ])  # fmt: skip
-    return PatchFolder.open(place / "cubes")
+    return PatchFolder.open(folder)
 
 
 class Study:
@@ -268,6 +269,7 @@ def main(arguments: Sequence[str]) -> None:
         "python benchmarks/ground_glass.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, help="folder that keeps samples and scores from one call to the next")
+    parser.add_argument("--cubes", type=Path, help="only make this patch folder")
     parser.add_argument("--seeds", type=int, help=f"default {Effort.seeds}")
     parser.add_argument("--quick", action="store_true", help="one seed, and hardly any training")
     parser.add_argument("--json", type=Path, help="file to write ratios, the table and conditions to")
@@ -277,7 +279,10 @@ def main(arguments: Sequence[str]) -> None:
     if options.seeds is not None:
         effort = Effort(**{**asdict(effort), "seeds": options.seeds})
     with tempfile.TemporaryDirectory() as scratch:
-        study = Study(cubes(Path(scratch)), options.work or Path(scratch), effort)
+        if options.cubes:
+            cubes(Path(scratch), options.cubes)
+            return
+        study = Study(cubes(Path(scratch), Path(scratch) / "cubes"), options.work or Path(scratch), effort)
         rows = table(study, judged(study))
         counts = {name: int((study.labels == name).sum()) for name in study.folder.classes}
     print("\n".join(lines(rows)))

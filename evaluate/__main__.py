@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
     _check_origin(drawn, real, synthetic)
     cohort, notes = read_cohort(real, synthetic, config.seed)
     guarantee = str(drawn.get("privacy") or "")
-    notes = (*notes, *(_privacy_notes(guarantee) if is_guarantee(guarantee) else ()))
+    notes = (*notes, *(_privacy_notes(guarantee) if is_guarantee(guarantee) else ()), *_composite_notes(drawn))
     if config.device == "cuda":
         import torch
 
@@ -168,6 +168,18 @@ def _privacy_notes(guarantee: str) -> tuple[str, ...]:
         "spends privacy that no accountant counts."
     )
     return f"The samples come with a guarantee. {guarantee}", outside
+
+
+def _composite_notes(drawn: Mapping[str, Any]) -> tuple[str, ...]:
+    """Whose anatomy lesions were drawn into, where they were."""
+    from gan.context import ORIGINS
+
+    if not (anatomy := drawn.get("anatomy")):
+        return ()
+    return (
+        f"These are composites: lesions drawn into lesion-free patches of {ORIGINS.get(anatomy, ORIGINS['unknown'])}, shown as they are. "
+        "Distances and the search for copies compare whole patches, anatomy and all.",
+    )
 
 
 def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[Cohort, tuple[str, ...]]:

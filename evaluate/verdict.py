@@ -329,5 +329,5 @@ def _privacy(report: Report) -> Verdict:
             "This report is outside of the guarantee: its figures were computed from patients.",
         ]
         return _verdict("privacy", "good", [], [said], [*doubt, searched] if isinstance(found, str) else doubt)
-    no_guarantee = Finding("no_guarantee", False, "The generator was trained without differential privacy.")
+    no_guarantee = Finding("no_guarantee", False, f"{said[:1].upper()}{said[1:].rstrip('.')}.")  # in the words of who drew the samples
     return _verdict("privacy", "doubt", [no_guarantee], [], [searched])

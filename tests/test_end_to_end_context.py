@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pydicom
 import pytest
-from test_end_to_end import SMALL
+from test_end_to_end import QUICK_AUDIT, SMALL
 
 from data.files import new_folder
 from data.patches import Patch, PatchFolder, PatchSpec, PatchWriter
@@ -66,6 +66,16 @@ def test_from_patches_to_composites_that_can_be_drawn_again(command, patches, tm
     beyond = distance > radius_mm(np.array(6.0))
     for composite in folder.hu(range(20)):  # each is some training patient's lesion-free patch, but for its lesion
         assert (turned[:, beyond] == composite[beyond]).all(1).any()
+
+
+def test_a_report_says_whose_anatomy_composites_show(command, patches, tmp_path, no_curves, no_figures):
+    assert command(*CONTEXT, "--out", "run").code == 0
+    assert command("sample", "--run", "run", "--backgrounds", "patches", "--out", "composites", "--seeds", "0-39").code == 0
+    done = command("evaluate", "patches", "composites", "--out", "report", *QUICK_AUDIT)
+    assert done.code == 0, done.err
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "These are composites: lesions drawn into lesion-free patches of patients of the cohort" in text
+    assert "No guarantee: the anatomy around a lesion is that of patients of the cohort" in text
 
 
 def test_a_run_goes_on_where_it_stopped_and_not_with_other_anatomy(command, patches, tmp_path, no_curves):
