@@ -248,7 +248,7 @@ def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
     if options.match:
         folder = PatchFolder.open(options.match)
         _check_fits(folder, spec, "--match")
-        like = _likeness(folder)
+        like = _likeness(folder, known=backgrounds is not None)
     fill = None if options.fill is None or like is None else missing(like, options.fill, models[0].conditions)
     request = Request(options["class"], between, like, fill)
     check_request(request, models[0].conditions)
@@ -327,11 +327,12 @@ def _check_fits(folder: PatchFolder, spec: PatchSpec, option: str) -> None:
             raise ValueError(f"{option} {folder.path}: its {name} is {theirs}, and the model draws {ours}; they do not fit")
 
 
-def _likeness(folder: PatchFolder) -> Likeness:
-    """The training lesions of a patch folder, as those to imitate."""
+def _likeness(folder: PatchFolder, known: bool) -> Likeness:
+    """The training lesions of a patch folder, as those to imitate. known: where no diameter is listed, what is measured stands for it."""
     import numpy as np
 
     from evaluate.attributes import lesion_attributes
+    from gan.context import UNKNOWN_MM
     from gan.orders import Likeness
 
     rows = folder.select(splits=["train"], classes=folder.lesion_classes)
@@ -340,7 +341,10 @@ def _likeness(folder: PatchFolder) -> Likeness:
     assert folder.spacing_mm is not None
     parts = [folder.hu(some) for some in np.array_split(rows, math.ceil(len(rows) / 1024))]
     measured = np.concatenate([lesion_attributes(hu, folder.spacing_mm, folder.window)["diameter_mm"] for hu in parts])
-    return Likeness(folder.rows.names("label", rows), folder.rows.diameter_mm[rows], measured)
+    listed = folder.rows.diameter_mm[rows]
+    if known:
+        listed = np.where(np.isfinite(listed), listed, np.where(np.isfinite(measured), measured, UNKNOWN_MM))
+    return Likeness(folder.rows.names("label", rows), listed, measured)
 
 
 def _diameter_check(spec: PatchSpec, reject: bool) -> Check:

@@ -35,8 +35,6 @@ STOPPED = 75
 """Exit code after Ctrl-C or SIGTERM: the step was finished and saved; the same command resumes (sysexits: EX_TEMPFAIL)."""
 
 DEMO = Path("demo")
-UNKNOWN_MM = 8.0
-"""The diameter of a lesion of which none is known: a constant, so that in a private run no patient's depends on another's."""
 
 DESCRIPTION = """Train a WGAN-GP on the lesions of a patch folder (training patients only).
 A step is one generator update. Running the same command again resumes the run, with the same result
@@ -331,6 +329,7 @@ def lesion_diameters_mm(folder: PatchFolder, indices: np.ndarray) -> np.ndarray:
     import numpy as np
 
     from evaluate.attributes import lesion_attributes
+    from gan.context import UNKNOWN_MM
 
     spacing = folder.spacing_mm or (1.0,) * len(folder.shape)
     diameters = folder.rows.diameter_mm[indices].copy()

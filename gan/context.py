@@ -28,6 +28,8 @@ MARGIN_MM, SOFT_MM, SEEN_MM = 1.0, 3.0, 2.5
 """SEEN_MM: how much further the critic sees."""
 TRIES = 8
 """Lesion-free patches among which the one with most room in its middle is taken."""
+UNKNOWN_MM = 8.0
+"""The diameter of a lesion of which none is known: a constant, so that in a private run no patient's depends on another's."""
 CHANGED = 0.5
 """A voxel belongs to the lesion where it was changed by this share of what the lesion's middle was."""
 

@@ -1,5 +1,6 @@
 """Lesions in anatomy through the command line: training, resuming, composites, what is promised of them, and what is refused."""
 
+import csv
 import json
 
 import numpy as np
@@ -126,6 +127,19 @@ def test_lesions_of_unlisted_diameter_are_measured(command, tmp_path, no_curves)
     assert np.corrcoef(found, listed)[0, 1] > 0.9
     np.testing.assert_array_equal(lesion_diameters_mm(truth, rows), listed)
     assert command(*CONTEXT, "--out", "run").code == 0
+
+
+def test_lesions_to_match_need_no_listed_diameter(command, tmp_path, no_curves):
+    write_patches(tmp_path / "patches", listed=False)
+    assert command(*CONTEXT, "--out", "run").code == 0
+    drawn = command(
+        "sample", "--run", "run", "--backgrounds", "patches", "--match", "patches", "--reject", "false", "--out", "alike", "--seeds", "0-9"
+    )
+    assert drawn.code == 0, drawn.err
+    with open(tmp_path / "alike" / "samples.csv", newline="") as file:
+        asked = [float(row["asked_mm"]) for row in csv.DictReader(file)]
+    assert all(2 < mm < 9 for mm in asked)
+    assert command("sample", "--run", "run", "--backgrounds", "patches", "--verify", "alike").code == 0
 
 
 @pytest.mark.parametrize(
