@@ -27,7 +27,7 @@ REACH = 1.15
 MARGIN_MM, SOFT_MM, SEEN_MM = 1.0, 3.0, 2.5
 """SEEN_MM: how much further the critic sees."""
 TRIES = 8
-"""Lesion-free patches among which the one with most room in its middle is taken."""
+"""Lesion-free patches among which the best is taken."""
 UNKNOWN_MM = 8.0
 """The diameter of a lesion of which none is known: a constant, so that in a private run no patient's depends on another's."""
 CHANGED = 0.5
@@ -102,19 +102,27 @@ class Backgrounds:
         self.patches, self.shape, self.origin = patches, tuple(shape), origin
         self.spacing_mm = tuple(spacing_mm or [1.0] * len(shape))
 
-    def draw(self, rng: np.random.Generator, diameters_mm: np.ndarray, tries: int = TRIES) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (N, 1, *S), and which ones they are, (N,): for a lesion of each diameter, of `tries` random patches the one that is least
-        dense where the lesion goes.
+    def draw(
+        self, rng: np.random.Generator, diameters_mm: np.ndarray, like: np.ndarray | Tensor | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (N, 1, *S), and which ones they are, (N,): for a lesion of each diameter, the best of TRIES random patches, flipped along
+        each axis half of the time.
 
-        Each is flipped along each axis half of the time. What is listed as lesion-free often has a vessel in its middle.
+        like: real lesions (N, 1, *S) of these diameters. The best is the one whose density around the lesion, as far as the critic sees, is
+        nearest to theirs: were surroundings of another kind than theirs, the critic would see that, and the generator would draw rings
+        to make up for it. None: the best is the one that is least dense where the lesion goes.
         """
         count = len(diameters_mm)
-        rows = rng.integers(len(self.patches), size=count * tries)
-        some = np.asarray(self.patches[rows]).reshape(count, tries, 1, *self.shape)
-        where = support(self.shape, self.spacing_mm, diameters_mm, -SOFT_MM)[:, None]
-        density = (some * where).reshape(count, tries, -1).sum(-1)
-        best = density.argmin(1)
-        return self.flipped(rng, some[np.arange(count), best]), rows.reshape(count, tries)[np.arange(count), best]
+        rows = rng.integers(len(self.patches), size=count * TRIES)
+        some = np.asarray(self.patches[rows]).reshape(count, TRIES, 1, *self.shape)
+        middle = support(self.shape, self.spacing_mm, diameters_mm, -SOFT_MM)
+        if like is None:
+            misfit = _mean(some, middle[:, None])
+        else:
+            around = np.where(middle > 0, 0, self.view(diameters_mm))
+            misfit = np.abs(_mean(some, around[:, None]) - _mean(np.asarray(like)[:, None], around[:, None]))
+        best = misfit.argmin(1)
+        return self.flipped(rng, some[np.arange(count), best]), rows.reshape(count, TRIES)[np.arange(count), best]
 
     def flipped(self, rng: np.random.Generator, patches: np.ndarray) -> np.ndarray:
         """Patches (N, 1, *S), each along each axis half of the time."""
@@ -123,13 +131,19 @@ class Backgrounds:
             patches = np.where(turn, np.flip(patches, axis), patches)
         return patches
 
-    def scene(self, rng: np.random.Generator, diameters_mm: np.ndarray) -> Scene:
-        """What lesions of these diameters are drawn into."""
-        return scene_of(self.draw(rng, diameters_mm)[0], self.spacing_mm, diameters_mm)
+    def scene(self, rng: np.random.Generator, diameters_mm: np.ndarray, like: np.ndarray | Tensor | None = None) -> Scene:
+        """What lesions of these diameters are drawn into. like: see draw."""
+        return scene_of(self.draw(rng, diameters_mm, like)[0], self.spacing_mm, diameters_mm)
 
     def view(self, diameters_mm: np.ndarray) -> np.ndarray:
         """float32 (N, 1, *S) in [0, 1]: how far the critic sees real lesions of these diameters."""
         return support(self.shape, self.spacing_mm, diameters_mm, SEEN_MM)
+
+
+def _mean(patches: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of patches (N, M, 1, *S), with weights (N, 1, 1, *S): (N, M); 0 where all weights are 0, as around a lesion larger than its patch."""
+    axes = tuple(range(2, patches.ndim))
+    return (patches * weights).sum(axes) / np.maximum(weights.sum(axes), 1e-6)
 
 
 def scene_of(backgrounds: np.ndarray, spacing_mm: Sequence[float], diameters_mm: np.ndarray) -> Scene:

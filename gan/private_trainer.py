@@ -147,7 +147,9 @@ class PrivateTrainer(Trainer):
             real = torch.where(flipped, real.flip(-1), real)
         condition = self._condition(data, positions.ravel())
         z = self._to_device(rng.standard_normal((n * k, self.generator.latent), dtype=np.float32))
-        scene = self.scene(rng, self._diameters(data, positions.ravel()))
+        scene = self.scene(
+            rng, self._diameters(data, positions.ravel()), like=data.patches[positions.ravel()] if self.backgrounds else None
+        )
         with torch.no_grad():
             synthetic = seen(draw(self.generator, z, condition, scene), scene)
         real = seen(real, scene)

@@ -202,7 +202,7 @@ class Trainer:
         real = self._to_device(data.patches[positions])
         for axis, flipped in enumerate(flips, 1):
             real = torch.where(self._to_device(flipped[mine]).view(-1, *[1] * (real.ndim - 1)) > 0, real.flip(-axis), real)
-        scene = self.scene(rng, self._diameters(data, drawn), mine)
+        scene = self.scene(rng, self._diameters(data, drawn), mine, data.patches[drawn] if self.backgrounds else None)
         with self.processes.autocast():
             with torch.no_grad():
                 synthetic = draw(self.generator, self._to_device(z[mine]), condition, scene).to(self.dtype)
@@ -312,16 +312,20 @@ class Trainer:
         if data.condition is None and self.backgrounds is None:
             return None, None
         positions = data.draw(rng, count)
-        return self._condition(data, positions[mine]), self.scene(rng, self._diameters(data, positions), mine)
+        like = data.patches[positions] if self.backgrounds else None
+        return self._condition(data, positions[mine]), self.scene(rng, self._diameters(data, positions), mine, like)
 
     def _diameters(self, data: TrainingSet, positions: np.ndarray) -> np.ndarray:
         return np.full(len(positions), np.nan) if data.diameters_mm is None else data.diameters_mm[positions]
 
-    def scene(self, rng: np.random.Generator, diameters_mm: np.ndarray, mine: np.ndarray | slice = slice(None)) -> Scene | None:
-        """What lesions of these diameters are drawn into; None for a generator of whole patches."""
+    def scene(
+        self, rng: np.random.Generator, diameters_mm: np.ndarray, mine: np.ndarray | slice = slice(None),
+        like: np.ndarray | Tensor | None = None,
+    ) -> Scene | None:  # fmt: skip
+        """What lesions of these diameters are drawn into; None for a generator of whole patches. like: see Backgrounds.draw."""
         if self.backgrounds is None:
             return None
-        return Scene(*(self._to_device(each[mine]) for each in self.backgrounds.scene(rng, diameters_mm)))
+        return Scene(*(self._to_device(each[mine]) for each in self.backgrounds.scene(rng, diameters_mm, like)))
 
     def _condition(self, data: TrainingSet, positions: np.ndarray) -> Tensor | None:
         return None if data.condition is None else self._to_device(data.condition[positions])
