@@ -53,8 +53,8 @@ class Implanted:
     """A lesion in the scan.
 
     box: where in Scan.axial; mask: bool, the box's voxels that are lesion: at least half as much of each as of the fullest.
-    center_mm: LPS, the middle of the lesion's mass; diameter_mm: of the ball of its volume. support_mm: how far from the middle of
-    the order the farthest changed voxel lies. mean_hu: in the mask, before and after. noise_hu: standard deviation (see noise_sd)
+    center_mm: LPS, the middle of the lesion's mass; diameter_mm: of the ball of its volume. support_mm: how far from
+    that the farthest changed voxel lies. mean_hu: in the mask, before and after. noise_hu: standard deviation (see noise_sd)
     that was to be met, in the mask before, and in the mask after, without the lesion's own shape; NaN where it cannot be measured.
     """
 
@@ -115,7 +115,7 @@ def implant(hu: np.ndarray, scan: Scan, lesion: Drawn, spacing_mm: Sequence[floa
     hu[box] += np.where(touched, after - before, np.int16(0))  # added, for another lesion's outermost change may lie here too
     corner, spacing = np.array([one.start for one in box]), np.array(scan.axial.spacing_mm)
     middle = corner + [float(np.average(places, weights=share)) for places in np.indices(share.shape)]
-    changed = (np.argwhere(after != before) + corner - placed.index) * spacing
+    changed = (np.argwhere(after != before) + corner - middle) * spacing
     return Implanted(
         placed, box, inside, scan.axial.point_at(middle), float((6 / np.pi * share.sum() * spacing.prod()) ** (1 / 3)),
         float(np.linalg.norm(changed, axis=1).max(initial=0)), (float(before[inside].mean()), float(after[inside].mean())),

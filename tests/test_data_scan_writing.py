@@ -64,7 +64,10 @@ def stored_mask(scan, one) -> np.ndarray:
 def near(scan, lesions) -> np.ndarray:
     """bool of the stored shape: within a lesion's support, measured to voxels' centres."""
     places = np.stack(np.meshgrid(*map(np.arange, scan.axial.hu.shape), indexing="ij"), axis=-1)
-    inside = [np.linalg.norm((places - one.placed.index) * scan.axial.spacing_mm, axis=-1) <= one.support_mm + 1e-6 for one in lesions]
+    inside = [
+        np.linalg.norm((places - scan.axial.index_of(one.center_mm)) * scan.axial.spacing_mm, axis=-1) <= one.support_mm + 1e-6
+        for one in lesions
+    ]
     mask = np.zeros(scan.stored.hu.shape, bool)
     scan.stored.axial_view(mask)[...] = np.any(inside, axis=0)
     return mask
