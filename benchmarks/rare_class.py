@@ -14,8 +14,9 @@ always. evaluate's small network learns lesion from lesion-free, half of each ba
   ... synthetic, WAY        classic, and a share of a batch's lesions synthetic: a quarter; with 50 nodules a tenth, too, and one is chosen
   ... synthetic, chosen     the way chosen as well as the share
   synthetic only, WAY       all of a batch's lesions synthetic, of the two ways that copy no lesion
+  real+policy+synthetic     TrivialAugment, too: does the best way add to what the strongest augmentation does
 
-real+policy and synthetic only are of 50 nodules alone. WAY is how the synthetic ones come from exactly the nodules that the detector has:
+The arms with a policy, and synthetic only, are of 50 nodules alone. WAY is how the synthetic ones come from exactly the nodules that the detector has:
 
   whole patches             a generator trained with train.py's defaults
   context                   one that draws lesions into the training groups' 3,156 lesion-free patches (--context.on true), diameters as the
@@ -105,6 +106,7 @@ ARMS: dict[str, tuple[Arm, str | None]] = {
     **{arm.name: (arm, None) for arm in (CLASSIC, REAL, POLICY)},
     **{mixed(way, share): (Arm("mixed", "classic", share), way) for way in WAYS for share in SHARES},
     **{f"synthetic only, {way}": (Arm("only", "classic", 1.0), way) for way in ALONE},
+    f"real+policy+synthetic {SHARES[-1]:g}, context": (Arm("policy", "policy", SHARES[-1]), "context"),
 }
 """name -> how a batch is made, and which generator's samples are in it."""
 EVERY_SIZE = (BASELINE, REAL.name, *(mixed(way, SHARES[-1]) for way in WAYS))
