@@ -52,7 +52,7 @@ def privacy_of_composites(guarantee: str | None, origin: Origin) -> str:
 
 
 class Patches(Protocol):
-    """Lesion-free patches: a length, and float32 (N, 1, *S) in [-1, 1] at positions (N,)."""
+    """Patches: a length, and float32 (N, 1, *S) in [-1, 1] at positions (N,)."""
 
     def __len__(self) -> int: ...
 
@@ -120,7 +120,8 @@ class Backgrounds:
             misfit = _mean(some, middle[:, None])
         else:
             around = np.where(middle > 0, 0, self.view(diameters_mm))
-            misfit = np.abs(_mean(some, around[:, None]) - _mean(np.asarray(like)[:, None], around[:, None]))
+            theirs = like.cpu().numpy() if isinstance(like, Tensor) else like
+            misfit = np.abs(_mean(some, around[:, None]) - _mean(theirs[:, None], around[:, None]))
         best = misfit.argmin(1)
         return self.flipped(rng, some[np.arange(count), best]), rows.reshape(count, TRIES)[np.arange(count), best]
 

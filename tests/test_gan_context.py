@@ -24,7 +24,8 @@ from gan.context import (
 )
 from gan.losses import critic_gradients, critic_loss_textbook
 from gan.networks import Critic
-from gan.trainer import Trainer, TrainingSet, seen
+from gan.processes import Processes
+from gan.trainer import Trainer, TrainingSet, draw, seen
 
 SHAPES = [(32, 32), (16, 16, 16)]
 
@@ -128,6 +129,21 @@ def test_surroundings_are_like_those_of_real_lesions_whatever_lies_in_the_middle
     assert np.isfinite(larger).all()
 
 
+def test_real_lesions_may_lie_on_another_device():
+    class Elsewhere(torch.Tensor):
+        def __array__(self, *_arguments, **_options):
+            raise TypeError("can't convert device type tensor to numpy")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    backgrounds, like = Backgrounds(free_patches(40, (32, 32)), None, (32, 32)), torch.rand(5, 1, 32, 32)
+    here, there = (
+        backgrounds.draw(np.random.default_rng(0), np.full(5, 6.0), one)[0] for one in (like.numpy(), like.as_subclass(Elsewhere))
+    )
+    assert_array_equal(here, there)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_masks_are_the_discs_that_were_drawn(shape):
     diameters = np.array([3.0, 5, 7, 9])
@@ -158,7 +174,7 @@ def test_the_critic_step_is_the_textbooks_on_what_it_sees():
         torch.testing.assert_close(found[parameter], gradient)
 
 
-def run(steps: int, seed: int = 0) -> tuple[Trainer, TrainingSet]:
+def run(steps: int, seed: int = 0, processes: Processes | None = None) -> tuple[Trainer, TrainingSet]:
     shape, count = (16, 16), 24
     diameters = np.resize([4.0, 6.0], count)
     patches = with_discs(free_patches(count, shape, seed=5), diameters)
@@ -166,7 +182,7 @@ def run(steps: int, seed: int = 0) -> tuple[Trainer, TrainingSet]:
     data = TrainingSet(patches, conditions.encode([""] * count, diameters), diameters_mm=diameters)
     config = TrainingConfig(seed=seed, device="cpu", steps=max(steps, 1), batch=16, learning_rate=2e-3)
     backgrounds = Backgrounds(free_patches(60, shape), (1.0, 1.0), shape)
-    trainer = Trainer(shape, NetworkConfig(channels=8, latent=16), config, conditions.size, backgrounds=backgrounds)
+    trainer = Trainer(shape, NetworkConfig(channels=8, latent=16), config, conditions.size, processes, backgrounds=backgrounds)
     for _ in range(steps):
         trainer.update(data)
     trainer.settle(data)
@@ -203,6 +219,34 @@ def test_the_same_seed_gives_the_same_weights_and_a_checkpoint_goes_on_bit_for_b
     other.settle(data)
     for name, tensor in other.tensors().items():
         assert_array_equal(tensor.numpy(), tensors[name].numpy())
+
+
+def test_processes_share_the_batch_that_one_would_draw(monkeypatch):
+    class OneOfTwo(Processes):
+        """A process beside another that is not there: what it has stands for the sum."""
+
+        def __init__(self, rank):
+            super().__init__(TrainingConfig(device="cpu"))
+            self.rank, self.count = rank, 2
+
+        def sum(self, tensors):
+            return list(tensors)
+
+        def differentiable_sum(self):
+            return None
+
+    shown: dict[int | None, list[tuple]] = {}
+    for rank in (None, 0, 1):
+        trainer, data = run(0, processes=None if rank is None else OneOfTwo(rank))
+        with monkeypatch.context() as patched:
+            patched.setattr("gan.trainer.draw", lambda *given, rank=rank: shown.setdefault(rank, []).append(given[1:]) or draw(*given))
+            trainer.update(data)
+    assert len(shown[None]) == len(shown[0]) == len(shown[1]) > 1
+    for whole, one, other in zip(*(shown[rank] for rank in (None, 0, 1)), strict=True):  # latents, conditions, and the scene
+        everything, parts = ({tuple(torch.cat([z, c, *(s.flatten(1) for s in scene)], 1)[n].tolist()) for z, c, scene in some
+                              for n in range(len(z))} for some in ([whole], [one, other]))  # fmt: skip
+        assert everything == parts
+        assert len(one[0]) + len(other[0]) == len(whole[0])
 
 
 def test_what_is_promised_of_a_composite_never_covers_private_anatomy():
