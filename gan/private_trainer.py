@@ -142,14 +142,12 @@ class PrivateTrainer(Trainer):
         positions = np.stack([np.resize(some, k) for some in chosen])
         there = np.arange(k) < np.array([len(some) for some in chosen])[:, None]
         real = self._to_device(data.patches[positions.ravel()])
-        if self.config.mirror:
+        for axis in range(1, 1 + self._mirrored * self.config.mirror):
             flipped = self._to_device(rng.random(n * k) < 0.5).view(-1, *[1] * (real.ndim - 1)) > 0
-            real = torch.where(flipped, real.flip(-1), real)
+            real = torch.where(flipped, real.flip(-axis), real)
         condition = self._condition(data, positions.ravel())
         z = self._to_device(rng.standard_normal((n * k, self.generator.latent), dtype=np.float32))
-        scene = self.scene(
-            rng, self._diameters(data, positions.ravel()), like=data.patches[positions.ravel()] if self.backgrounds else None
-        )
+        scene = self.scene(rng, self._diameters(data, positions.ravel()), like=real)
         with torch.no_grad():
             synthetic = seen(draw(self.generator, z, condition, scene), scene)
         real = seen(real, scene)

@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gan.augment import LOOK_EVERY, Changes, Overfitting
 from gan.checkpoint import Checkpoint
 from gan.config import NetworkConfig, TrainingConfig
-from gan.context import Backgrounds, ContextGenerator, Scene
+from gan.context import Backgrounds, ContextGenerator, Patches, Scene
 from gan.losses import CriticTerms, critic_gradients, generator_loss
 from gan.networks import BatchNorm, Critic, Generator, place
 from gan.processes import Processes, shares
@@ -33,17 +33,8 @@ MONITOR = 100
 SETTLED_ON = 1 << 20
 """Pixels drawn to measure the averaged generator's batch statistics."""
 
-
 MOST_SKIPPED = 100
 """Steps in a row that are skipped because their gradient is not finite; then nothing is left to hope for."""
-
-
-class Patches(Protocol):
-    """Training patches: a length, and float32 (N, 1, *shape) in [-1, 1] at positions (N,)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, positions: np.ndarray, /) -> np.ndarray | Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -101,6 +92,7 @@ class Trainer:
         self.processes = processes or Processes(config)
         self.device, self.dtype = self.processes.device, self.processes.dtype
         self.encoder, self.backgrounds = encoder and encoder.to(self.device, self.dtype), backgrounds
+        self._mirrored = 1 if backgrounds is None else len(shape)  # axes, from the last: left to right, or every way, as backgrounds are
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.default_rng([config.seed, _INIT]).integers(2**63)))
             generator: Generator | ContextGenerator = (ContextGenerator if backgrounds else Generator)(
@@ -189,11 +181,8 @@ class Trainer:
 
     def _critic_step(self, data: TrainingSet, rng: np.random.Generator) -> tuple[CriticTerms, float, Tensor, Tensor]:
         c = self.config
-        drawn, mirrored = (
-            data.draw(rng, c.batch),
-            self.shape[-1:] if self.backgrounds is None else self.shape,
-        )  # left to right, or every way
-        flips = [(rng.random(c.batch) < 0.5) & c.mirror for _ in mirrored]
+        drawn = data.draw(rng, c.batch)
+        flips = [(rng.random(c.batch) < 0.5) & c.mirror for _ in range(self._mirrored)]
         pairs = max(1, round(c.penalty_fraction * c.batch))
         z = rng.standard_normal((c.batch, self.generator.latent), dtype=np.float32)
         mix = rng.random((pairs, *[1] * (1 + len(self.shape))), dtype=np.float32)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_gan_context import free_patches
 from test_gan_losses import WEIGHT, critic_with_biases
 from test_gan_privacy import COHORT, stream
 from test_gan_training import CLASSES, NETWORKS, NOTHING, QUICK, Patches, discs, run_training
@@ -18,6 +19,7 @@ from gan import privacy, private_trainer, training
 from gan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gan.conditions import Conditions
 from gan.config import PrivacyConfig, TrainingConfig
+from gan.context import Backgrounds, Scene
 from gan.losses import gradient_penalty, patient_gradients
 from gan.networks import BatchNorm
 from gan.privacy import Ledger, PrivacyPlan
@@ -159,12 +161,24 @@ def cohort(conditions=NOTHING, patients=PATIENTS, seed=0, labels=None) -> Traini
     def describe(position: int) -> str:
         raise AssertionError(f"asked who patch {position} is")
 
-    return TrainingSet(data.patches, data.condition, None, names, describe)
+    return TrainingSet(data.patches, data.condition, None, names, describe, np.linspace(3, 9, len(names)))
 
 
-def trainer_for(plan=PLAN, conditions=NOTHING, processes=None, n_critic=3, adaptive=False, **changes) -> PrivateTrainer:
-    config = TrainingConfig(**{**QUICK, "learning_rate": 1e-4, **changes})
-    return PrivateTrainer((16, 16), NETWORKS, config, PrivacyConfig(n_critic=n_critic, adaptive=adaptive), plan, conditions, processes)
+def trainer_for(plan=PLAN, conditions=NOTHING, processes=None, n_critic=3, adaptive=False, backgrounds=None, **changes) -> PrivateTrainer:
+    config, privacy = TrainingConfig(**{**QUICK, "learning_rate": 1e-4, **changes}), PrivacyConfig(n_critic=n_critic, adaptive=adaptive)
+    return PrivateTrainer((16, 16), NETWORKS, config, privacy, plan, conditions, processes, backgrounds)
+
+
+ALL = Conditions(("bright", "dark"), diameter=True)
+ANATOMY = Backgrounds(free_patches(30, (16, 16)), (1.0, 1.0), (16, 16), "public")
+KINDS = pytest.mark.parametrize(
+    ("conditions", "backgrounds"), [(NOTHING, None), (ALL, None), (ALL, ANATOMY)], ids=["plain", "conditional", "in anatomy"]
+)
+
+
+def inputs_of(given_ones) -> list[torch.Tensor]:
+    """What a generator was given, one by one, (N, ...): latents, conditions, and the parts of a scene."""
+    return [x for one in given_ones if one is not None for x in (one if isinstance(one, Scene) else [one])]
 
 
 class Constant:
@@ -301,8 +315,9 @@ def test_one_patient_more_moves_a_step_by_at_most_what_the_noise_is_made_for(mon
     assert max(moved) > 0.5 * PLAN.clip_norm  # and it is not all dropped
 
 
-def test_synthetic_partners_do_not_depend_on_who_else_joined(monkeypatch):
-    data, trainer = cohort(CLASSES), trainer_for(conditions=CLASSES)
+@pytest.mark.parametrize(("conditions", "backgrounds"), [(CLASSES, None), (ALL, ANATOMY)], ids=["plain", "in anatomy"])
+def test_synthetic_partners_do_not_depend_on_who_else_joined(monkeypatch, conditions, backgrounds):
+    data, trainer = cohort(conditions), trainer_for(conditions=conditions, backgrounds=backgrounds)
     trainer.update(data)
     drawn, statistics = [], [layer for layer in trainer.generator.modules() if isinstance(layer, BatchNorm)]
     before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in statistics]
@@ -310,17 +325,44 @@ def test_synthetic_partners_do_not_depend_on_who_else_joined(monkeypatch):
     monkeypatch.setattr(private_trainer, "poisson", all_join)
     trainer._private_critic_step(data)
     hook.remove()
-    ((was_training, z, condition, x),) = drawn
+    ((was_training, *inputs, x),) = drawn
     assert not was_training
     assert trainer.generator.training
     assert len(x) == PATIENTS * PLAN.patches
     trainer.generator.eval()
     for n in range(0, len(x), PLAN.patches):
         alone = slice(n, n + PLAN.patches)
-        torch.testing.assert_close(trainer.generator(z[alone], condition[alone]), x[alone], rtol=1e-5, atol=1e-6)
+        mine = [Scene(*(part[alone] for part in one)) if isinstance(one, Scene) else one[alone] for one in inputs]
+        torch.testing.assert_close(trainer.generator(*mine), x[alone], rtol=1e-5, atol=1e-6)
     for layer, (mean, variance) in zip(statistics, before, strict=True):
         assert torch.equal(layer.running_mean, mean)
         assert torch.equal(layer.running_var, variance)
+
+
+def test_anatomy_is_chosen_by_each_patients_own_patches_and_turned_every_way_as_theirs_are(monkeypatch):
+    monkeypatch.setattr(private_trainer, "poisson", all_join)
+    data, shown, given_ones = cohort(ALL), [], []
+
+    def spy(critic, real, *others):
+        given_ones.append(real.flatten(0, 1))
+        return clipped_sum(critic, real, *others)
+
+    monkeypatch.setattr(private_trainer, "clipped_sum", spy)
+    for hostile in (False, True):
+        if hostile:
+            data.patches.values[data.patients == "p01"] = np.nan
+        trainer = trainer_for(conditions=ALL, backgrounds=ANATOMY)
+        trainer._private = np.random.default_rng(0)
+        trainer.generator.register_forward_pre_hook(lambda net, inputs: shown.append(inputs[2]))
+        trainer._private_critic_step(data)
+    rest = np.repeat(np.unique(data.patients) != "p01", PLAN.patches)
+    for one, other in zip(*shown, strict=True):
+        assert torch.equal(one[rest], other[rest])
+    data.patches.values[:] = -1
+    data.patches.values[..., 2, 3] = 1
+    data.diameters_mm[:] = 30  # so all of a patch is seen
+    trainer._private_critic_step(data)
+    assert set(given_ones[-1].flatten(1).argmax(1).tolist()) == {16 * y + x for y in (2, 13) for x in (3, 12)}
 
 
 def test_the_critic_sees_samples_with_the_contrast_of_the_last_update():
@@ -353,7 +395,7 @@ def test_a_step_in_parts_is_the_same_step(monkeypatch):
 
 
 class Guarded(Patches):
-    """Patches, or conditions, that may be looked at while `open` only."""
+    """Patches, conditions or diameters that may be looked at while `open` only."""
 
     def __init__(self, values, gate):
         super().__init__(values)
@@ -377,7 +419,7 @@ def guarded(monkeypatch, conditions=CLASSES) -> TrainingSet:
 
     monkeypatch.setattr(PrivateTrainer, "_clipped_sum", clipped)
     condition = None if data.condition is None else Guarded(data.condition, gate)
-    return TrainingSet(Guarded(data.patches.values, gate), condition, None, data.patients, data.describe)
+    return replace(data, patches=Guarded(data.patches.values, gate), condition=condition, diameters_mm=Guarded(data.diameters_mm, gate))
 
 
 ALLOWED = {
@@ -413,11 +455,12 @@ def fresh_run(run: Path, trainer, data, conditions=CLASSES, log=lambda step, met
 
 
 @pytest.mark.usefixtures("free_accounting")
-@pytest.mark.parametrize("conditions", [NOTHING, Conditions(("bright", "dark"), diameter=True)], ids=["plain", "conditional"])
-def test_a_whole_run_looks_at_patients_through_the_clipped_sum_only(tmp_path, monkeypatch, conditions):
+@KINDS
+def test_a_whole_run_looks_at_patients_through_the_clipped_sum_only(tmp_path, monkeypatch, conditions, backgrounds):
     monkeypatch.setattr(training, "IN_MEMORY", 0)  # else all patches are copied to the device once
     monkeypatch.setattr(private_trainer, "LOOK_EVERY", 2)
-    data, trainer = guarded(monkeypatch, conditions), trainer_for(conditions=conditions, adaptive=True, samples_every=4, log_every=4)
+    data = guarded(monkeypatch, conditions)
+    trainer = trainer_for(conditions=conditions, adaptive=True, samples_every=4, log_every=4, backgrounds=backgrounds)
     metrics = []
     _, told = fresh_run(tmp_path, trainer, data, conditions, lambda step, line: metrics.append(line))
     assert {what for what, *_ in told} == {"metrics", "samples", "checkpoint"}
@@ -433,15 +476,16 @@ def test_a_whole_run_looks_at_patients_through_the_clipped_sum_only(tmp_path, mo
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("conditions", [NOTHING, Conditions(("bright", "dark"), diameter=True)], ids=["plain", "conditional"])
-def test_what_the_generator_is_asked_for_is_the_same_for_any_training_set(monkeypatch, conditions):
+@KINDS
+def test_what_the_generator_is_asked_for_is_the_same_for_any_training_set(monkeypatch, conditions, backgrounds):
     monkeypatch.setattr(private_trainer, "poisson", nobody_joins)
     monkeypatch.setattr(private_trainer, "gaussian", no_noise)
     seen = []
     for labels, seed in ((None, 0), (np.array(["dark"] * 30), 1)):
-        data, trainer, asked = cohort(conditions, seed=seed, labels=labels), trainer_for(conditions=conditions), []
+        data, asked = cohort(conditions, seed=seed, labels=labels), []
+        trainer = trainer_for(conditions=conditions, backgrounds=backgrounds)
         for net in (trainer.generator, trainer.average):
-            net.register_forward_pre_hook(lambda net, inputs, asked=asked: asked.append([x for x in inputs if x is not None]))
+            net.register_forward_pre_hook(lambda net, inputs, asked=asked: asked.append([x.flatten(1) for x in inputs_of(inputs)]))
         trainer.update(data)
         trainer.settle(data)
         seen.append(([torch.cat(inputs, 1) for inputs in asked], trainer.tensors()))
@@ -450,7 +494,7 @@ def test_what_the_generator_is_asked_for_is_the_same_for_any_training_set(monkey
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())  # where nobody joined, nothing differs
     if conditions.size:
-        drawn = torch.cat(one)[:, 8:]
+        drawn = torch.cat(one)[:, 8 : 8 + conditions.size]
         assert 0.4 < drawn[:, 0].mean() < 0.6  # both classes equally often
         assert (drawn[:, 2:].mean(0) > 0.1).all()  # and all diameters
 
