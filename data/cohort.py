@@ -107,7 +107,7 @@ def prepare(
     """
     found, skipped = find_volumes(places, workers, track, lesions.files())
     outcome = Outcome()
-    _tell_files(skipped, warn)
+    tell_files(skipped, warn)
     outcome.skips += [Skip("file", pseudonyms.file(str(s.file)), 1, s.reason) for s in skipped]
     outcome.skips += [Skip("row", str(line), 1, reason) for line, reason in lesions.problems]
     absent = sorted(set(lesions.series) - {s.uid for s in found})
@@ -206,7 +206,7 @@ def _refuse(outcome: Outcome, cut: Sequence[Job], strict: bool) -> None:
         raise ValueError(f"no patch could be cut: {told or 'no lesion'}")
 
 
-def _tell_files(skipped: Sequence[Skipped], warn: Callable[[str], None]) -> None:
+def tell_files(skipped: Sequence[Skipped], warn: Callable[[str], None]) -> None:
     """One line a folder and reason: a folder of a thousand MR slices is one line."""
     groups: dict[tuple[str, str], list[Skipped]] = {}
     for s in skipped:

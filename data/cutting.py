@@ -115,7 +115,7 @@ def cut_series(series: Series, listed: Sequence[Listed], config: CutConfig) -> C
     shown = [lesion for lesion in inside if lesion.label != BACKGROUND]
     places = [(centre, lesion) for lesion in shown for centre in _centres(volume, lesion, config)]
     if lung is not None:
-        notes[OFF_LUNG] += sum(not _touches(lung, coarse, lesion) for lesion in shown)
+        notes[OFF_LUNG] += sum(not touches(lung, coarse, lesion) for lesion in shown)
     empty = _background(lung, coarse, inside, config)
     notes[NO_ROOM] += max(config.background * len(shown) - len(empty), 0) if lung is not None else 0
     places += [(lesion.center_mm, lesion) for lesion in empty]
@@ -172,12 +172,12 @@ def _centres(volume: Volume, lesion: Lesion, config: CutConfig) -> list[tuple[fl
     return [volume.point_at(np.array([k, *centre[1:]])) for k in slices]
 
 
-def _touches(lung: np.ndarray, volume: Volume, lesion: Lesion) -> bool:
-    """Whether there is lung inside the lesion's sphere, or up to 5 mm from it."""
+def touches(lung: np.ndarray, volume: Volume, lesion: Lesion) -> bool:
+    """Whether there is lung inside the lesion's sphere, or up to 5 mm from it. lung: bool, of the volume's shape."""
     reach = (lesion.radius_mm + 5) / np.array(volume.spacing_mm)
     centre = volume.index_of(lesion.center_mm)
     low = np.clip(np.floor(centre - reach).astype(int), 0, None)
-    high = np.ceil(centre + reach).astype(int) + 1
+    high = np.clip(np.ceil(centre + reach).astype(int) + 1, 0, None)
     return bool(lung[tuple(map(slice, low, high))].any())
 
 

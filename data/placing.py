@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from data.cohort import find_volumes
-from data.cutting import UNKNOWN_RADIUS_MM, read_volume
+from data.cohort import find_volumes, tell_files
+from data.cutting import UNKNOWN_RADIUS_MM, read_volume, touches
 from data.lesions import BACKGROUND, ListConfig, ras_suspected, read_lesions
 from data.preprocess import lung_mask
 from data.volume import Lesion, Volume
@@ -87,8 +87,7 @@ def read_scan(place: str, lesions: str | None = None, warn: Callable[[str], None
     series, skipped = find_volumes([place], leave_out=listed.files() if listed else frozenset())
     if len(series) > 1:
         raise ValueError(f"{place}: holds {len(series)} series; name a folder or file that holds one")
-    for what in skipped:
-        warn(f"skipped {what.file}: {what.reason}")
+    tell_files(skipped, warn)
     stored = read_volume(series[0])
     for note in stored.notes:
         warn(note)
@@ -110,12 +109,14 @@ def read_scan(place: str, lesions: str | None = None, warn: Callable[[str], None
 
 
 def scan_of(stored: Volume, taken: Iterable[Lesion] = (), listed: bool = False) -> Scan:
-    """A volume as one to set lesions into. Raises ValueError where no lung is found, or where the lesions lie in it as RAS only."""
+    """A volume as one to set lesions into. Raises ValueError where no lung is found, or where no lesion touches it, or as RAS only."""
     axial, taken = stored.axial(), tuple(taken)
     coarse = axial.thinned(GRID_MM)
     lung = lung_mask(coarse)
     if ras_suspected([lesion.center_mm for lesion in taken], lung, coarse):
         raise ValueError("the listed lesions lie in the lung only with x and y negated: the list is in RAS")
+    if taken and not any(touches(lung, coarse, lesion) for lesion in taken):
+        raise ValueError(f"of the listed lesions, {len(taken)}, none touches the lung; want LPS mm of this very scan, or no list")
     divided = max(1, round(coarse.spacing_mm[0] / GRID_MM))  # so that a lesion may end between two thick slices
     grid = coarse.affine.copy()
     grid[:3, 3] += grid[:3, 0] * (0.5 / divided - 0.5)

@@ -147,6 +147,8 @@ def folder(phantom, tmp_path_factory):
     uid = pydicom.dcmread(dicom_series(place / "aside", volume.hu, aside)[0]).SeriesInstanceUID
     ras = [Lesion((-x - 200, -y - 150, z), 9.0, "solid") for x, y, z in (lesion.center_mm for lesion in lesions)]
     write_annotations({uid: ras}, place / "ras.csv")
+    elsewhere = [Lesion((x, y, z - 2000), 9.0, "solid") for x, y, z in (lesion.center_mm for lesion in lesions)]
+    write_annotations({uid: elsewhere}, place / "elsewhere.csv")
     return place
 
 
@@ -187,6 +189,7 @@ def test_what_is_no_scan_is_one_line_without_identifiers(folder, tmp_path):
         (tmp_path / "gone", None, "no such file or folder"),
         (folder / "series", folder / "gone.csv", "gone.csv: no such file or folder"),
         (folder / "aside", folder / "ras.csv", "the listed lesions lie in the lung only with x and y negated: the list is in RAS"),
+        (folder / "aside", folder / "elsewhere.csv", "of the listed lesions, 3, none touches the lung; want LPS mm of this very scan"),
     ):
         with pytest.raises((ValueError, OSError)) as error:
             read_scan(str(place), None if lesions is None else str(lesions))
