@@ -74,6 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     """Reads the command line; draws and writes, verifies or exports."""
     options = _options(arguments)
     _check_into(options)
+    if options.trunc is not None and not options.trunc > 0:
+        raise ValueError(f"--trunc {options.trunc:g}: want a number of standard deviations above 0, such as 1.5")
     if options.verify:
         return _verify(options)
     if options.export:
@@ -143,7 +145,7 @@ def _options(arguments: Sequence[str]) -> Namespace:
         type=str | None,
         default=None,
         help="patch folder, for a model that draws lesions into lesion-free patches (train.py --context.on true): into those of its training "
-        "patients where the model was trained on it, else into all",
+        "patients where the model was trained on it, or --anatomy is cohort, else into all",
     )
     parser.add_argument(
         "--dissimilar-to",
@@ -219,8 +221,6 @@ def _drawing(options: Namespace) -> tuple[Drawing, PatchSpec]:
     models = _models(options, critic=options.quality is not None)
     spec, private = _spec(options.run[0], models[0]), any(model.guarantee for model in models)
     backgrounds = _backgrounds(options, models, spec)
-    if options.trunc is not None and not options.trunc > 0:
-        raise ValueError(f"--trunc {options.trunc:g}: want a number of standard deviations above 0, such as 1.5")
     if options.quality is not None and not 0 < options.quality <= 1:
         raise ValueError(f"--quality {options.quality:g}: want a share above 0 and at most 1, such as 0.8")
     for name, reason in (("quality", "by its critic"), ("dissimilar_to", "by its training patients")):
@@ -297,7 +297,7 @@ def _backgrounds(options: Namespace, models: Sequence[Model], spec: PatchSpec) -
             raise ValueError(f"--{name} is for a model that draws whole patches; leave it out")
     folder = PatchFolder.open(options.backgrounds)
     _check_fits(folder, spec, "--backgrounds")
-    cohort = folder.content_hash == models[0].trained_on.get("content_sha256")
+    cohort = options.anatomy == "cohort" or folder.content_hash in [model.trained_on.get("content_sha256") for model in models]
     rows = folder.select(splits=["train"] if cohort else SPLITS, classes=[folder.background] if folder.background else [])
     if not len(rows):
         raise ValueError(f"--backgrounds {folder.path}: no lesion-free patch{' of a training patient' * cohort} in it")
@@ -572,7 +572,12 @@ def _verify(options: Namespace) -> int:
     missing = {one.model for one in chosen} - set(models)
     if missing:
         raise ValueError(f"{folder.path}: drawn from the model {missing.pop()[:16]}..., which is in no --run given")
+    options.anatomy = said.get("anatomy") or options.anatomy
     backgrounds = _backgrounds(options, list(models.values()), folder.spec) if chosen else None
+    if backgrounds and _content(options.backgrounds) != said.get("backgrounds"):
+        raise ValueError(
+            f"--backgrounds {options.backgrounds}: the samples were drawn into another folder's patches (content hashes differ)"
+        )
     drawn = []
     for one in chosen:
         model = models[one.model]

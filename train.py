@@ -342,6 +342,7 @@ def lesion_diameters_mm(folder: PatchFolder, indices: np.ndarray) -> np.ndarray:
 
 def _backgrounds(folder: PatchFolder, config: ContextConfig) -> tuple[Backgrounds, str]:
     """What lesions are drawn into, and the content hash of its folder. Raises ValueError for a folder that does not fit, or holds none."""
+    from data.patch_table import SPLITS
     from data.patches import PatchFolder, WindowedPatches
     from gan.context import Backgrounds
 
@@ -357,8 +358,9 @@ def _backgrounds(folder: PatchFolder, config: ContextConfig) -> tuple[Background
             f"context.origin is {config.origin}, and {other.path} {'is' if mine else 'is not'} the folder that is trained on; say whose its patients "
             "are: cohort for those of --data, else public, phantom or unknown"
         )
-    splits = ["train"] if mine else ["train", "validation", "test"]
-    rows = other.select(splits=splits, classes=[other.background] if other.background else [])
+    if not mine:
+        other.verify()
+    rows = other.select(splits=["train"] if mine else SPLITS, classes=[other.background] if other.background else [])
     if not len(rows):
         raise ValueError(
             f"{other.path}: no lesion-free patch{' of a training patient' if mine else ''} in it to draw into; see --background of python -m data prepare"

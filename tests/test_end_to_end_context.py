@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
@@ -54,6 +55,9 @@ def test_from_patches_to_composites_that_can_be_drawn_again(command, patches, tm
                     "--reject", "false", "--format", "png,dicom")  # fmt: skip
     assert drawn.code == 0, drawn.err
     assert command("sample", "--run", "run", "--backgrounds", "patches", "--verify", "composites").code == 0
+    write_patches(tmp_path / "others", seed=1)
+    other = command("sample", "--run", "run", "--backgrounds", "others", "--verify", "composites")
+    assert (other.code, "the samples were drawn into another folder's patches" in other.err) == (2, True)
     folder = PatchFolder.open(tmp_path / "composites")
     said = settings_of(folder.path)
     assert (said["anatomy"], said["backgrounds"]) == ("cohort", PatchFolder.open(tmp_path / "patches").content_hash)
@@ -105,7 +109,7 @@ def test_a_private_run_draws_into_phantoms_only_and_promises_nothing_for_patient
     for name, options in {
         "nobody": ("--backgrounds", "phantoms", "--anatomy", "phantom"),
         "unsaid": ("--backgrounds", "phantoms"),
-        "patients": ("--backgrounds", "patches", "--anatomy", "public"),
+        "patients": ("--backgrounds", "patches", "--anatomy", "cohort"),
     }.items():
         drawn = command("sample", "--run", "private", *options, "--out", name, "--seeds", "0-7")
         assert drawn.code == 0, drawn.err
@@ -113,6 +117,21 @@ def test_a_private_run_draws_into_phantoms_only_and_promises_nothing_for_patient
     assert "no guarantee" not in promised["nobody"]
     assert "differentially private" in promised["nobody"]
     assert promised["unsaid"].startswith("no guarantee")
+    assert promised["patients"].startswith("no guarantee: the anatomy around a lesion is that of patients of the cohort")
+
+
+def test_whoever_of_the_models_knows_the_cohort_its_test_patients_anatomy_is_not_shown(patches, tmp_path):
+    from sample import _backgrounds
+
+    folder = PatchFolder.open(tmp_path / "patches")
+    hashes = {"other": None, "own": folder.content_hash}
+    for models, anatomy, origin, free in (
+        (("other", "own"), "public", "cohort", 42), (("other",), "cohort", "cohort", 42), (("other",), "public", "public", 60),
+    ):  # fmt: skip
+        asked = SimpleNamespace(backgrounds=folder.path, anatomy=anatomy, quality=None, pictures=False)
+        known = [SimpleNamespace(context="cohort", trained_on={"content_sha256": hashes[name]}) for name in models]
+        found = _backgrounds(asked, known, folder.spec)
+        assert (found.origin, len(found.patches)) == (origin, free)
 
 
 def test_lesions_of_unlisted_diameter_are_measured(command, tmp_path, no_curves):

@@ -184,6 +184,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(into, place, tmp_path):
         (("--diameter", "9-30"), None, "--diameter 30: the model's cube holds lesions of up to 20 mm"),
         (("--diameter", "large"), None, "--diameter large: want mm"),
         (("--count", 300, "--diameter", 20), None, "seed 0: too little room in the lung: "),
+        (("--trunc", 0), None, "--trunc 0: want a number of standard deviations above 0"),
+        (("--trunc", -1), None, "--trunc -1: want"),
         (("--count", 0), None, "--count 0: want 1 or more lesions for each seed"),
         (("--class", "cyst"), None, "--class cyst: this model can be asked for ground-glass, solid"),
         (("--match", "patches"), None, "--match does not go with --into"),
@@ -211,9 +213,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(into, place, tmp_path):
         assert (done.code, len(lines), cause in done.err) == (2, 1, True), (options, done.err)
         assert sorted(os.listdir(tmp_path)) == ["there", "two", "water"], options
     assert os.listdir(tmp_path / "there") == ["thesis.doc"]
-    for options in (("--count", 2), ("--lesions", "list.csv"), ("--anatomy", "phantom")):
+    for options, cause in (
+        (("--count", 2), "--count belongs to --into"),
+        (("--lesions", "list.csv"), "--lesions belongs to --into"),
+        (("--anatomy", "phantom"), "--anatomy says whose scan --into names, or whose patches --backgrounds does"),
+    ):
         done = into("run", tmp_path / "new", *options, series=None, fails=True)
-        assert (done.code, done.err.count("\n"), f"{options[0]} belongs to --into" in done.err) == (2, 1, True)
+        assert (done.code, done.err.count("\n"), cause in done.err) == (2, 1, True)
 
 
 def test_a_stop_half_way_leaves_nothing(into, out, monkeypatch):
