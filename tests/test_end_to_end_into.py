@@ -1,6 +1,6 @@
 """`python sample.py --into`: a whole scan with synthetic lesions, from the command line; what cannot be is one line, and leaves nothing behind.
 
-The network is untrained, and a ball stands in for what a generator would draw into a cube.
+The network is untrained, and but for one test a ball stands in for what a generator would draw into a cube.
 """
 
 import csv
@@ -19,8 +19,10 @@ from test_end_to_end_sample import CLASSES, SENTENCE, files_in, said_of, write_r
 
 from data.lesions import write_annotations
 from data.phantom import chest
+from data.placing import read_scan
 from data.preprocess import to_unit
 from gan.conditions import Conditions
+from gan.context import ContextGenerator
 from gan.networks import Generator
 from gan.sampling import candidates, load_model
 
@@ -72,7 +74,7 @@ def into(command, place, monkeypatch):
         object.__setattr__(model, "context", run.context)
         return model
 
-    monkeypatch.setattr("gan.sampling.implant", implant, raising=False)
+    monkeypatch.setattr("gan.sampling.implant", implant)
     monkeypatch.setattr("gan.sampling.load_model", context_model)
 
     def run(runs, out, *options, series="series", fails=False):
@@ -115,6 +117,27 @@ def test_lesions_are_set_into_a_scan_as_asked_for(into, out):
         "listed: 3", "phantom", 2, ["dicom", "seg", "nifti"],
     )  # fmt: skip
     assert (out.parent / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_what_a_generator_draws_is_in_the_series_and_all_else_is_the_scan(command, place, out):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = {"average": ContextGenerator(SHAPE, 4, 8, ASKED.size)}  # untrained, it turns what is there half gray
+    write_run(out.parent / "context", networks, ASKED, shape=SHAPE, classes=CLASSES, context="cohort")
+    done = command("sample", "--run", out.parent / "context", "--into", place / "series", "--diameter", "9-12", "--count", 2, "--out", out)
+    assert done.code == 0, done.err
+    assert said_of(out)["privacy"].startswith("no guarantee")
+    before, after = (read_scan(str(folder)).stored for folder in (place / "series", out / "dicom"))
+    changed = np.argwhere(before.hu != after.hu)
+    rows = rows_of(out)
+    centers = [before.index_of(tuple(float(row[f"{axis}_mm"]) for axis in "xyz")) for row in rows]
+    away = np.stack([np.linalg.norm((changed - centre) * before.spacing_mm, axis=1) for centre in centers])
+    reach = np.array([float(row["support_mm"]) for row in rows])
+    assert (away <= reach[:, None] + 0.01).any(0).all()
+    assert ((away <= 5).sum(1) > 10).all()
+    assert (reach < 20).all()
+    for row in rows:
+        assert float(row["mean_after_hu"]) > float(row["mean_before_hu"]) + 100
 
 
 def test_a_series_follows_from_its_seed_and_its_first_lesion_has_the_samples_latent(into, out, tmp_path, place):

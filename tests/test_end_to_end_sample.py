@@ -46,8 +46,10 @@ JOB = ("--seeds", MANY, "--quality", 0.8, "--trunc", 2, "--format", "dicom")
 SENTENCE = "This run is differentially private: epsilon 8 at delta 1e-05."
 
 
-def write_run(run, networks, conditions=PLAIN, step=5, shape=(16, 16), classes=("lesion",), licence=LICENCE, spent=None, **about):
-    """A run with one checkpoint, as train.py leaves it. networks: by section, "average" among them."""
+def write_run(
+    run, networks, conditions=PLAIN, step=5, shape=(16, 16), classes=("lesion",), licence=LICENCE, spent=None, context=None, **about
+):
+    """A run with one checkpoint, as train.py leaves it. networks: by section, "average" among them. context: origin of what it draws into."""
     trained_on = {
         "shape": list(shape), "spacing_mm": [1.0] * len(shape), "window": list(WINDOW), "unit": "HU", "classes": list(classes),
         "class_counts": {"ground-glass": 20, "solid": 60}, "diameter_deciles_mm": [5.0, 7.0, 9.0, 11.0], "licence": licence,
@@ -56,6 +58,7 @@ def write_run(run, networks, conditions=PLAIN, step=5, shape=(16, 16), classes=(
     config = {
         "networks": {"channels": 4, "latent": 8},
         "conditions": {"classes": list(conditions.classes), "diameter": conditions.diameter},
+        **({"context": {"origin": context}} if context else {}),
     }
     tensors = {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
     save_checkpoint(run, Checkpoint(step, config, trained_on, tensors, privacy_spent=spent and {"sentence": spent}))
