@@ -145,7 +145,7 @@ def _options(arguments: Sequence[str]) -> Namespace:
         type=str | None,
         default=None,
         help="patch folder, for a model that draws lesions into lesion-free patches (train.py --context.on true): into those of its training "
-        "patients where the model was trained on it, or --anatomy is cohort, else into all",
+        "patients",
     )
     parser.add_argument(
         "--dissimilar-to",
@@ -277,7 +277,6 @@ def _warn_of_licence(models: Sequence[Model]) -> None:
 
 def _backgrounds(options: Namespace, models: Sequence[Model], spec: PatchSpec) -> Backgrounds | None:
     """What lesions are drawn into; None for models of whole patches. Raises ValueError where one is given and not wanted, or the other way round."""
-    from data.patch_table import SPLITS
     from data.patches import PatchFolder, WindowedPatches
     from gan.context import Backgrounds
 
@@ -298,9 +297,9 @@ def _backgrounds(options: Namespace, models: Sequence[Model], spec: PatchSpec) -
     folder = PatchFolder.open(options.backgrounds)
     _check_fits(folder, spec, "--backgrounds")
     cohort = options.anatomy == "cohort" or folder.content_hash in [model.trained_on.get("content_sha256") for model in models]
-    rows = folder.select(splits=["train"] if cohort else SPLITS, classes=[folder.background] if folder.background else [])
+    rows = folder.select(splits=["train"], classes=[folder.background] if folder.background else [])  # others may be held out to judge by
     if not len(rows):
-        raise ValueError(f"--backgrounds {folder.path}: no lesion-free patch{' of a training patient' * cohort} in it")
+        raise ValueError(f"--backgrounds {folder.path}: no lesion-free patch of a training patient in it")
     return Backgrounds(WindowedPatches(folder, rows), spec.spacing_mm, spec.shape, "cohort" if cohort else options.anatomy)
 
 
@@ -647,6 +646,8 @@ def _check_into(options: Namespace) -> None:
         raise ValueError("--format png holds 2-D patches only; with --into dicom and seg are written, and nifti if named")
     if options.count < 1:
         raise ValueError(f"--count {options.count}: want 1 or more lesions for each seed")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError("--into is the work of one process; start it without torchrun")
 
 
 def _into(options: Namespace) -> int:

@@ -342,7 +342,6 @@ def lesion_diameters_mm(folder: PatchFolder, indices: np.ndarray) -> np.ndarray:
 
 def _backgrounds(folder: PatchFolder, config: ContextConfig) -> tuple[Backgrounds, str]:
     """What lesions are drawn into, and the content hash of its folder. Raises ValueError for a folder that does not fit, or holds none."""
-    from data.patch_table import SPLITS
     from data.patches import PatchFolder, WindowedPatches
     from gan.context import Backgrounds
 
@@ -360,10 +359,10 @@ def _backgrounds(folder: PatchFolder, config: ContextConfig) -> tuple[Background
         )
     if not mine:
         other.verify()
-    rows = other.select(splits=["train"] if mine else SPLITS, classes=[other.background] if other.background else [])
+    rows = other.select(splits=["train"], classes=[other.background] if other.background else [])
     if not len(rows):
         raise ValueError(
-            f"{other.path}: no lesion-free patch{' of a training patient' if mine else ''} in it to draw into; see --background of python -m data prepare"
+            f"{other.path}: no lesion-free patch of a training patient in it to draw into; see --background of python -m data prepare"
         )
     return Backgrounds(WindowedPatches(other, rows), folder.spacing_mm, folder.shape, config.origin), other.content_hash
 

@@ -19,8 +19,8 @@ from data.volume import Lesion, Volume
 
 GRID_MM = 2.0
 """How finely the lung is looked for: slices are divided, or left out, to about this."""
-BORDER_MM, GAP_MM = 2.0, 5.0
-"""What must lie between a lesion's ball and the lung's border, and between two lesions."""
+BORDER_MM, GAP_MM = 2.0, 12.0
+"""What must lie between a lesion's ball and the lung's border, and between two lesions' balls: more than the transitions of both."""
 TISSUE_HU, MOST_TISSUE = -500, 0.1
 """Voxels above this are vessels, walls or lesions; the share of them that a place may hold."""
 MOST_TRIES = 1000
