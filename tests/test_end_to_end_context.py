@@ -126,7 +126,7 @@ def test_whoever_of_the_models_knows_the_cohort_its_test_patients_anatomy_is_not
     folder = PatchFolder.open(tmp_path / "patches")
     hashes = {"other": None, "own": folder.content_hash}
     for models, anatomy, origin, free in (
-        (("other", "own"), "public", "cohort", 42), (("other",), "cohort", "cohort", 42), (("other",), "public", "public", 60),
+        (("other", "own"), "public", "cohort", 42), (("other",), "cohort", "cohort", 42), (("other",), "public", "public", 42),
     ):  # fmt: skip
         asked = SimpleNamespace(backgrounds=folder.path, anatomy=anatomy, quality=None, pictures=False)
         known = [SimpleNamespace(context="cohort", trained_on={"content_sha256": hashes[name]}) for name in models]
