@@ -298,7 +298,7 @@ def _conditions(folder: PatchFolder, wanted: str, context: bool) -> Conditions:
     if "class" in names and len(classes) < 2:
         raise ValueError(f"networks.condition is {wanted}, and {folder.path} has one lesion class, {classes[0]}")
     by_class = "class" in names or (wanted == "auto" and len(classes) > 1)
-    return Conditions(classes if by_class else (), "diameter" in names or context)
+    return Conditions(classes if by_class else (), "diameter" in names or context, by_support=context)
 
 
 def _patches(folder: PatchFolder, split: str, conditions: Conditions, balance: float = 0.0, measured: bool = False) -> TrainingSet:
@@ -390,7 +390,11 @@ def _trained_on(folder: PatchFolder, data: TrainingSet, private: bool) -> dict[s
 def _what(data: TrainingSet, folder: PatchFolder, held_out: TrainingSet | None, conditions: Conditions) -> str:
     if held_out is None:
         return f"{len(set(data.patients))} training patients, {' x '.join(map(str, folder.shape))}"  # type: ignore[arg-type]
-    asked = f"; learns {', '.join([*conditions.classes, *['diameter'] * conditions.diameter])}" if conditions.size else ""
+    asked = (
+        f"; learns {', '.join([*conditions.classes, *['diameter'] * conditions.diameter])}"
+        if conditions.classes or conditions.diameter
+        else ""
+    )
     return (
         f"{len(data.patches)} lesion patches of {len(set(data.patients))} training patients, {' x '.join(map(str, folder.shape))}, "  # type: ignore[arg-type]
         f"and {len(held_out.patches)} of {len(set(held_out.patients))} validation patients to compare with{asked}"  # type: ignore[arg-type]

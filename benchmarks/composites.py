@@ -51,7 +51,6 @@ from evaluate.edges import edge_measures, noise_kept, radial_profile
 from evaluate.figures import edge_profile
 from evaluate.seams import Edges, compare_edges
 from evaluate.told_apart import Shown, ToldApart, deal_folds, tell_apart, tell_halves
-from gan.conditions import Conditions
 from gan.config import NetworkConfig, TrainingConfig
 from gan.context import SEEN_MM, SOFT_MM, Backgrounds, radius_mm, scene_of
 from gan.trainer import Trainer, TrainingSet, draw
@@ -91,21 +90,19 @@ class Sets:
         self.composites = {
             way: from_unit(set_each(lesions[chosen], of_few[chosen], anatomy, backgrounds, self.rng, way)[:, 0], WINDOW) for way in BLENDS
         }
-        condition = torch.from_numpy(Conditions(diameter=True).encode([""] * len(anatomy), self.diameters))
         z = torch.from_numpy(self.rng.standard_normal((len(anatomy), trainer.average.latent), dtype=np.float32))
         with torch.inference_mode():
-            drawn = draw(trainer.average, z, condition, scene_of(anatomy, SPACING, self.diameters)).numpy()
+            drawn = draw(trainer.average, z, None, scene_of(anatomy, SPACING, self.diameters)).numpy()
         self.composites["context"] = from_unit(drawn[:, 0], WINDOW)
         self.counts = {"nodules": len(few), "groups": len(seen), "real": len(self.real), "real_groups": len(np.unique(self.patients))}
 
 
 def trained(folder: PatchFolder, lesions: np.ndarray, diameters: np.ndarray, free: np.ndarray, updates: int, seed: int) -> Trainer:
-    conditions = Conditions(diameter=True)
     trainer = Trainer(
-        folder.shape, NetworkConfig(), TrainingConfig(device="cpu", seed=seed, steps=updates), conditions.size,
+        folder.shape, NetworkConfig(), TrainingConfig(device="cpu", seed=seed, steps=updates),
         backgrounds=Backgrounds(WindowedPatches(folder, free)[np.arange(len(free))], None, folder.shape),
     )  # fmt: skip
-    data = in_memory(TrainingSet(lesions, conditions.encode([""] * len(lesions), diameters), diameters_mm=diameters), trainer)
+    data = in_memory(TrainingSet(lesions, diameters_mm=diameters), trainer)
     for step in range(updates):
         if step % 500 == 0:
             told(f"generator: update {step} of {updates}")

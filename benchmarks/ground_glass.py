@@ -191,7 +191,8 @@ class Study:
         if way in BLENDS:
             found, _, _ = set_in(WindowedPatches(self.folder, self.rows[rare])[np.arange(len(rare))], of_rare, backgrounds, count, rng, way)
             return from_unit(found[:, 0], WINDOW)
-        conditions, mm = Conditions(self.folder.lesion_classes, diameter=True), lesion_diameters_mm(self.folder, self.rows[lesions])
+        conditions = Conditions(self.folder.lesion_classes, diameter=True, by_support=way == "context")
+        mm = lesion_diameters_mm(self.folder, self.rows[lesions])
         patches = WindowedPatches(self.folder, self.rows[lesions])[np.arange(len(lesions))]
         data = TrainingSet(patches, conditions.encode(self.labels[lesions].tolist(), mm), diameters_mm=mm)
         trainer = Trainer(

@@ -71,7 +71,6 @@ from data.preprocess import from_unit
 from evaluate.detector import CLASSIC, POLICY, REAL, VERSION, Arm, DetectorSet, Recipe, detector_network, log_odds_of, train_detector
 from evaluate.detector_store import DetectorStore, content_hash
 from evaluate.scores import METRICS, NUMBERS_AT_ONCE, Scores, _metric_table, _patient_counts, area_under_roc, choose_threshold
-from gan.conditions import Conditions
 from gan.config import NetworkConfig, TrainingConfig
 from gan.context import Backgrounds
 from gan.trainer import Trainer, TrainingSet, draw
@@ -208,14 +207,11 @@ class Study:
         return from_unit(composites(trainer, diameters, rng)[:, 0], WINDOW)
 
     def trained(self, rows: np.ndarray, seed: int, context: bool) -> Trainer:
-        conditions, updates = Conditions(diameter=context), self.effort.updates
-        trainer = Trainer(
-            self.folder.shape, NetworkConfig(), TrainingConfig(device="cpu", seed=seed, steps=updates), conditions.size,
-            backgrounds=self.backgrounds if context else None,
-        )  # fmt: skip
+        updates, backgrounds = self.effort.updates, self.backgrounds if context else None
+        config = TrainingConfig(device="cpu", seed=seed, steps=updates)
+        trainer = Trainer(self.folder.shape, NetworkConfig(), config, backgrounds=backgrounds)
         diameters = lesion_diameters_mm(self.folder, rows) if context else None
-        condition = None if diameters is None else conditions.encode([""] * len(rows), diameters)
-        data = in_memory(TrainingSet(WindowedPatches(self.folder, rows), condition, diameters_mm=diameters), trainer)
+        data = in_memory(TrainingSet(WindowedPatches(self.folder, rows), diameters_mm=diameters), trainer)
         for _ in range(updates):
             trainer.update(data)
         trainer.settle(data)
@@ -236,8 +232,7 @@ def composites(trainer: Trainer, diameters_mm: np.ndarray, rng: np.random.Genera
     found = []
     for some in np.array_split(diameters_mm, -(-len(diameters_mm) // 100)):
         z = torch.from_numpy(rng.standard_normal((len(some), trainer.average.latent), dtype=np.float32))
-        condition = torch.from_numpy(Conditions(diameter=True).encode([""] * len(some), some))
-        found.append(draw(trainer.average, z, condition, trainer.scene(rng, some)).numpy())
+        found.append(draw(trainer.average, z, None, trainer.scene(rng, some)).numpy())
     return np.concatenate(found)
 
 

@@ -18,15 +18,24 @@ KNOTS_MM = (3.0, 6.0, 12.0, 24.0, 48.0)
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a run's patches are drawn for. classes: their names; none when the class does not matter. diameter: whether it does."""
+    """What a run's patches are drawn for. classes: their names; none when the class does not matter. diameter: whether it does.
+
+    by_support: the networks are not told the diameter in numbers, since they see how far the lesion may reach (context.py). Told both, a
+    critic of few lesions knows each by its diameter, and the generator draws one lesion for each, whatever the latent.
+    """
 
     classes: tuple[str, ...] = ()
     diameter: bool = False
+    by_support: bool = False
 
     @property
     def size(self) -> int:
         """K, how many numbers describe a patch."""
-        return len(self.classes) + len(KNOTS_MM) * self.diameter
+        return len(self.classes) + len(KNOTS_MM) * self._in_numbers
+
+    @property
+    def _in_numbers(self) -> bool:
+        return self.diameter and not self.by_support
 
     def encode(self, labels: Sequence[str], diameters_mm: Sequence[float] | np.ndarray) -> np.ndarray:
         """float32 (N, K): 1 for the class, 0 for the others; then the diameter's share of its two neighbouring knots.
@@ -41,7 +50,7 @@ class Conditions:
             if unknown:
                 raise ValueError(f"class {unknown[0]!r} is not one of {', '.join(self.classes)}")
             out[np.arange(len(labels)), [number[label] for label in labels]] = 1
-        if self.diameter:
+        if self._in_numbers:
             known = np.isfinite(diameters_mm)
             at = np.log(np.clip(np.asarray(diameters_mm, float)[known], KNOTS_MM[0], KNOTS_MM[-1]))
             knots = np.log(KNOTS_MM)
@@ -60,8 +69,10 @@ class Conditions:
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Conditions:
-        """From a checkpoint's {"classes": [...], "diameter": ...}; an absent one is unconditional."""
-        return cls(tuple(str(name) for name in described.get("classes", ())), bool(described.get("diameter", False)))
+        """From a checkpoint's {"classes": [...], "diameter": ..., "by_support": ...}; an absent one is unconditional."""
+        return cls(
+            tuple(str(name) for name in described.get("classes", ())), *(bool(described.get(name)) for name in ("diameter", "by_support"))
+        )
 
 
 def drawing_weights(labels: np.ndarray, balance: float) -> np.ndarray | None:

@@ -162,12 +162,13 @@ class _Loop:
 
     def _show(self) -> None:
         count, classes = GRID[len(self.trainer.shape)], self.conditions.classes
-        if not self.conditions.size:
+        if not self.conditions.size and self.trainer.backgrounds is None:
             return self.hooks.samples(self.trainer.step, self._draw(range(count), None), None)
         each = max(1, count // 8 // max(len(classes), 1)) * 8 if count >= 8 else count
         labels = [label for label in classes or ("",) for _ in range(each)]
         diameters = np.resize(GRID_DIAMETERS_MM, len(labels))
-        x = self._draw([n % each for n in range(len(labels))], self.conditions.encode(labels, diameters), diameters)
+        asked = self.conditions.encode(labels, diameters) if self.conditions.size else None
+        x = self._draw([n % each for n in range(len(labels))], asked, diameters if self.trainer.backgrounds else None)
         return self.hooks.samples(self.trainer.step, x, labels if classes else None)
 
     @torch.no_grad()

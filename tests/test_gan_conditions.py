@@ -69,3 +69,10 @@ def test_drawing_weights_are_chances_and_favour_the_rare(labels, balance):
     for (few, weight), (many, lighter) in pairwise(counts):
         assert lighter <= weight
         assert many * lighter / (few * weight) == pytest.approx((many / few) ** (1 - balance), rel=1e-9)
+
+
+def test_told_by_the_support_a_diameter_is_asked_for_but_not_in_numbers():
+    seen = Conditions(("ggo", "solid"), diameter=True, by_support=True)
+    assert (seen.size, Conditions(diameter=True, by_support=True).size) == (2, 0)
+    np.testing.assert_array_equal(seen.encode(["solid"], np.array([8.0])), [[0, 1]])
+    assert Conditions.of({"classes": ["ggo", "solid"], "diameter": True, "by_support": True}) == seen
