@@ -10,7 +10,7 @@ import numpy as np
 
 from gan.context import Backgrounds
 from gan.orders import Orders, Request, orders, which_model
-from gan.sampling import Model, candidates, critic_scores, generate, implant
+from gan.sampling import Model, candidates, composites, critic_scores, generate
 from gan.selection import Taken, Tally, select
 
 PILOT, PILOT_SEEDS = 256, 2**62
@@ -38,7 +38,7 @@ def draw(
         backgrounds.draw(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(attempt, ANATOMY))), asked_mm[n : n + 1])[0]
         for n, seed in enumerate(seeds)
     ]
-    return np.concatenate([patches for patches, _ in implant(model, np.concatenate(anatomy), asked_mm, z, condition)])
+    return np.concatenate([patches for patches, _ in composites(model, np.concatenate(anatomy), asked_mm, z, condition)])
 
 
 @dataclass(frozen=True)

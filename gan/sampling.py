@@ -152,7 +152,15 @@ def of_whole_patches(model: Model) -> Generator:
 def implant(
     model: Model, backgrounds: np.ndarray, diameters_mm: np.ndarray, z: Tensor, condition: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A lesion in each lesion-free patch: float32 (up to TILE, 1, *shape) in [-1, 1] at a time, and its mask, bool (up to TILE, *shape).
+    """A lesion in each lesion-free patch, as `composites` draws it, and its mask, bool (up to TILE, *shape)."""
+    for patches, scene in composites(model, backgrounds, diameters_mm, z, condition):
+        yield patches, lesion_masks(patches, scene)
+
+
+def composites(
+    model: Model, backgrounds: np.ndarray, diameters_mm: np.ndarray, z: Tensor, condition: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, Scene]]:
+    """A lesion in each lesion-free patch: float32 (up to TILE, 1, *shape) in [-1, 1] at a time, and the scene that it was drawn into.
 
     backgrounds: float32 (N, 1, *shape) in [-1, 1]; diameters_mm: (N,); z: float32 (N, latent); condition: as for generate. Outside the
     lesion's support (see context.py) a patch is its background, bit for bit. Raises ValueError for a model of whole patches.
@@ -168,7 +176,7 @@ def implant(
         with torch.no_grad():
             filled = Scene(*(_filled(each).to(device) for each in scene))
             patches = model.generator(_filled(z[some]).to(device), given, filled)[: len(scene.background)].float().cpu().numpy()
-        yield patches, lesion_masks(patches, scene)
+        yield patches, scene
 
 
 def _filled(rows: Tensor) -> Tensor:

@@ -188,10 +188,11 @@ class Trainer:
         mix = rng.random((pairs, *[1] * (1 + len(self.shape))), dtype=np.float32)
         mine = np.ones(c.batch, bool) if self._owner is None else self._owner[drawn] == self.processes.rank
         positions, mix, condition = drawn[mine], mix[mine[:pairs]], self._condition(data, drawn[mine])
-        real = self._to_device(data.patches[positions])
+        like = data.patches[drawn] if self.backgrounds else None
+        real = self._to_device(data.patches[positions] if like is None else like[mine])
         for axis, flipped in enumerate(flips, 1):
             real = torch.where(self._to_device(flipped[mine]).view(-1, *[1] * (real.ndim - 1)) > 0, real.flip(-axis), real)
-        scene = self.scene(rng, self._diameters(data, drawn), mine, data.patches[drawn] if self.backgrounds else None)
+        scene = self.scene(rng, self._diameters(data, drawn), mine, like)
         with self.processes.autocast():
             with torch.no_grad():
                 synthetic = draw(self.generator, self._to_device(z[mine]), condition, scene).to(self.dtype)
