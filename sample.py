@@ -37,8 +37,10 @@ MOST_SEEDS = 10_000_000
 FORMATS = ("png", "nifti", "dicom", "seg")
 VERIFIED = 16
 """Samples that --verify draws again."""
-RECIPE = 1
+RECIPE = 2
 """To be raised whenever the same command draws or writes something else: parts of before are then not used."""
+TRIES_INTO = 50
+"""Of a lesion in a scan, until one can be seen."""
 MANY = 20_000
 """Files from which on several processes write them."""
 
@@ -514,8 +516,7 @@ def _finish(
     for facts in assemble(folder, spec, formats, parts, drawing.measured):
         tally.add(**facts)
     write_folder_preview(folder)
-    selection = {**tally.facts(), "acceptance": round(tally.rate, 4)}
-    (folder / "sampling.json").write_text(json.dumps({**manifest, "selection": selection}, indent=1) + "\n", encoding="utf-8")
+    (folder / "sampling.json").write_text(json.dumps({**manifest, "selection": tally.summary()}, indent=1) + "\n", encoding="utf-8")
     return tally
 
 
@@ -581,7 +582,7 @@ def _verify(options: Namespace) -> int:
     for one in chosen:
         model = models[one.model]
         condition = model.conditions.encode([one.label], [one.asked_mm]) if model.conditions.size else None
-        drawn.append(draw(model, [one.seed], one.attempt, np.array([one.asked_mm]), condition, limit, backgrounds)[0, 0])
+        drawn.append(draw(model, [one.seed], one.attempt, np.array([one.asked_mm]), condition, limit, backgrounds)[0][0, 0])
     hu = from_unit(np.stack(drawn), folder.window)
     part = Part(folder.path, hu, chosen, folder.spec, formats, str(said.get("version")), {}, _masks(hu, folder.spec, formats),
                 in_words(str(said.get("anatomy"))) if backgrounds else "")  # fmt: skip
@@ -657,6 +658,7 @@ def _into(options: Namespace) -> int:
     from data.placing import place_lesions, read_scan
     from data.scan_writing import Composer, facts, write_composites
     from gan.context import privacy_of_composites
+    from gan.selection import Tally
 
     (model,) = _models(options)
     spec = _spec(options.run[0], model)
@@ -678,17 +680,20 @@ def _into(options: Namespace) -> int:
         _warn_of_licence([model])
         placed = place_lesions(scan, _lesion_orders(options, model, spec, scan))
         composer = Composer(scan, model.model_hash, _version(), spec.window, spec.spacing_mm, options.anatomy, "nifti" in options.format)
-        lesions = drawn(scan, placed, spec.shape, spec.spacing_mm, _drawn_into(model, spec, options.trunc))
+        tally = Tally()
+        lesions = drawn(scan, placed, spec.shape, spec.spacing_mm, _drawn_into(model, spec, options.trunc, tally))
         series = len({one.seed for one in placed})
         done = list(progress(write_composites(folder, composer, lesions), "series", series))
         manifest = {
             "model_sha256": model.model_hash, "step": model.step, "trained_on_sha256": model.trained_on.get("content_sha256"),
             "average": options.average, "device": options.device, "seeds": options.seeds, "count": options.count,
-            "class": options["class"], "diameter": options.diameter, "truncation": options.trunc,
+            "class": options["class"], "diameter": options.diameter, "truncation": options.trunc, "selection": tally.summary(),
             "formats": ["dicom", "seg", *(["nifti"] if composer.nifti else [])], **facts(composer, done),
             "privacy": privacy_of_composites(model.guarantee, options.anatomy), "licence": model.trained_on.get("licence") or None, "version": _version(),
         }  # fmt: skip
         (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    if tally.rejected:
+        print(tally.words())
     print(f"{series} series with {len(placed)} synthetic lesions in {options.out}; look at {options.out}/preview.png")
     print(f"next: python -m data prepare {options.out}/dicom --lesions {options.out}/annotations.csv --out patches")
     return 0
@@ -719,23 +724,37 @@ def _lesion_orders(options: Namespace, model: Model, spec: PatchSpec, scan: Scan
     ]
 
 
-def _drawn_into(model: Model, spec: PatchSpec, truncation: float | None) -> Draw:
-    """What draws lesions into cubes of HU."""
+def _drawn_into(model: Model, spec: PatchSpec, truncation: float | None, tally: Tally) -> Draw:
+    """What draws lesions into cubes of HU: of each the first try that can be seen."""
     import numpy as np
 
     from data.preprocess import to_unit
+    from gan.context import CONTRAST, VISIBLE, contrast
     from gan.sampling import candidates, implant
+    from gan.selection import select
 
     def draw(cubes: np.ndarray, placed: Sequence[Placed]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        assert spec.spacing_mm is not None
+        spacing, streams = spec.spacing_mm, np.array([one.stream for one in placed], dtype=object)
         backgrounds, mm = to_unit(cubes, spec.window)[:, None], np.array([one.diameter_mm for one in placed])
-        z = candidates([one.stream for one in placed], 0, model.generator.latent, truncation)
         condition = model.conditions.encode([one.label for one in placed], mm) if model.conditions.size else None
-        some = (
-            (patch, mask)
-            for patches, masks in implant(model, backgrounds, mm, z, condition)
-            for patch, mask in zip(patches, masks, strict=True)
-        )
-        for (patch, mask), background, cube in zip(some, backgrounds, cubes, strict=True):
+        masks = np.zeros(cubes.shape, bool)
+
+        def candidate(rows: np.ndarray, attempt: int) -> np.ndarray:
+            z = candidates(streams[rows].tolist(), attempt, model.generator.latent, truncation)
+            drawn = list(implant(model, backgrounds[rows], mm[rows], z, None if condition is None else condition[rows]))
+            masks[rows] = np.concatenate([mask for _, mask in drawn])
+            return np.concatenate([patches for patches, _ in drawn])
+
+        def seen(patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            found = contrast(patches, backgrounds[rows], spacing, mm[rows])
+            return found, found >= VISIBLE
+
+        def told(row: int) -> str:
+            return f"seed {placed[row].seed}, lesion {placed[row].number}"
+
+        taken = select(len(placed), candidate, {CONTRAST: seen}, tally, told, TRIES_INTO)
+        for patch, background, cube, mask in zip(taken.patches, backgrounds, cubes, masks, strict=True):
             yield cube + (patch - background)[0] * ((spec.window[1] - spec.window[0]) / 2), mask
 
     return draw

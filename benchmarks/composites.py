@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.few_cases import within_patients
 from benchmarks.pasting import BLENDS, set_each
 from benchmarks.quality import WINDOW, luna_patches
-from benchmarks.rare_class import told
+from benchmarks.rare_class import composites, told
 from benchmarks.step import processor
 from data.command import run_command
 from data.export import write_preview
@@ -52,8 +52,8 @@ from evaluate.figures import edge_profile
 from evaluate.seams import Edges, compare_edges
 from evaluate.told_apart import Shown, ToldApart, deal_folds, tell_apart, tell_halves
 from gan.config import NetworkConfig, TrainingConfig
-from gan.context import SEEN_MM, SOFT_MM, Backgrounds, radius_mm, scene_of
-from gan.trainer import Trainer, TrainingSet, draw
+from gan.context import SEEN_MM, SOFT_MM, Backgrounds, radius_mm
+from gan.trainer import Trainer, TrainingSet
 from gan.training import in_memory
 from train import lesion_diameters_mm
 
@@ -90,10 +90,7 @@ class Sets:
         self.composites = {
             way: from_unit(set_each(lesions[chosen], of_few[chosen], anatomy, backgrounds, self.rng, way)[:, 0], WINDOW) for way in BLENDS
         }
-        z = torch.from_numpy(self.rng.standard_normal((len(anatomy), trainer.average.latent), dtype=np.float32))
-        with torch.inference_mode():
-            drawn = draw(trainer.average, z, None, scene_of(anatomy, SPACING, self.diameters)).numpy()
-        self.composites["context"] = from_unit(drawn[:, 0], WINDOW)
+        self.composites["context"] = from_unit(composites(trainer, self.diameters, self.rng, anatomy=anatomy)[:, 0], WINDOW)
         self.counts = {"nodules": len(few), "groups": len(seen), "real": len(self.real), "real_groups": len(np.unique(self.patients))}
 
 
@@ -114,9 +111,9 @@ def trained(folder: PatchFolder, lesions: np.ndarray, diameters: np.ndarray, fre
 def edges(sets: Sets, way: str) -> tuple[Edges, float]:
     """The edge's measures against real nodules, and the median share of the noise power that was kept."""
     radii, edge = sets.diameters / 2, edge_in_radii(sets.diameters)
-    real, composites = (edge_measures(hu, radii, SPACING, WINDOW, edge) for hu in (sets.real, sets.composites[way]))
+    real, drawn = (edge_measures(hu, radii, SPACING, WINDOW, edge) for hu in (sets.real, sets.composites[way]))
     kept = noise_kept(sets.composites[way], sets.background, radii, SPACING, WINDOW, edge)
-    found = compare_edges(real, composites, (radii, radii), sets.patients, sets.of_background, np.random.default_rng(0))
+    found = compare_edges(real, drawn, (radii, radii), sets.patients, sets.of_background, np.random.default_rng(0))
     return found, float(np.nanmedian(kept))
 
 

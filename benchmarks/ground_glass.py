@@ -49,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.pasting import BLENDS, set_in
 from benchmarks.quality import WINDOW
-from benchmarks.rare_class import seeds_could_change, told
+from benchmarks.rare_class import composites, seeds_could_change, told
 from benchmarks.step import processor
 from data.__main__ import main as data_command
 from data.command import run_command
@@ -201,12 +201,14 @@ class Study:
         for _ in range(self.effort.updates):
             trainer.update(data)
         trainer.settle(data)
-        found = []
-        for some in np.array_split(rng.choice(of_rare, count), -(-count // 50)):
+        wanted = rng.choice(of_rare, count)
+        condition, found = conditions.encode([RARE] * count, wanted), []
+        if way == "context":
+            return from_unit(composites(trainer, wanted, rng, condition)[:, 0], WINDOW)
+        for some in np.array_split(np.arange(count), -(-count // 50)):
             z = torch.from_numpy(rng.standard_normal((len(some), trainer.average.latent), dtype=np.float32))
-            condition = torch.from_numpy(conditions.encode([RARE] * len(some), some))
             with torch.inference_mode():
-                found.append(draw(trainer.average, z, condition, trainer.scene(rng, some)).numpy())
+                found.append(draw(trainer.average, z, torch.from_numpy(condition[some]), None).numpy())
         return from_unit(np.concatenate(found)[:, 0], WINDOW)
 
 

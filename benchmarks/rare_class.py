@@ -1,6 +1,6 @@
 """What synthetic nodules are worth where real ones are few: in real nodules, by what a detector learns from them.
 
-  python benchmarks/rare_class.py --work rare --json rare.json      about 90 minutes of CPU time; stop it, give the command again, and it goes on
+  python benchmarks/rare_class.py --work rare --json rare.json      about 80 minutes of CPU time; stop it, give the command again, and it goes on
   python benchmarks/rare_class.py --work rare --split test          the one look at the test groups, at the end; what is trained is not trained again
   python benchmarks/rare_class.py --quick                           under two minutes; shows that it works, and nothing of worth
 
@@ -16,11 +16,11 @@ always. evaluate's small network learns lesion from lesion-free, half of each ba
   synthetic only, WAY       all of a batch's lesions synthetic, of the two ways that copy no lesion
   real+policy+synthetic     TrivialAugment, too: does the best way add to what the strongest augmentation does
 
-The arms with a policy, and synthetic only, are of 50 nodules alone. WAY is how the synthetic ones come from exactly the nodules that the detector has:
+Synthetic only is of 50 nodules alone. WAY is how the synthetic ones come from exactly the nodules that the detector has:
 
   whole patches             a generator trained with train.py's defaults
   context                   one that draws lesions into the training groups' 3,156 lesion-free patches (--context.on true), diameters as the
-                            few have them
+                            few have them; those that cannot be seen are drawn again, as sample.py does
   pasted, Poisson           the few themselves, set into those lesion-free patches without a model (benchmarks/pasting.py)
 
 Worth: real+classic is also trained on 25 and 200 nodules and on all 648. Its mean AUROC over the number of nodules, made to rise
@@ -72,7 +72,8 @@ from evaluate.detector import CLASSIC, POLICY, REAL, VERSION, Arm, DetectorSet, 
 from evaluate.detector_store import DetectorStore, content_hash
 from evaluate.scores import METRICS, NUMBERS_AT_ONCE, Scores, _metric_table, _patient_counts, area_under_roc, choose_threshold
 from gan.config import NetworkConfig, TrainingConfig
-from gan.context import Backgrounds
+from gan.context import CONTRAST, VISIBLE, Backgrounds, contrast, scene_of
+from gan.selection import Tally, select
 from gan.trainer import Trainer, TrainingSet, draw
 from gan.training import in_memory
 from train import lesion_diameters_mm
@@ -101,14 +102,15 @@ def mixed(way: str, share: float) -> str:
 
 
 BASELINE = CLASSIC.name
+WITH_POLICY = f"real+policy+synthetic {SHARES[-1]:g}, context"
 ARMS: dict[str, tuple[Arm, str | None]] = {
     **{arm.name: (arm, None) for arm in (CLASSIC, REAL, POLICY)},
     **{mixed(way, share): (Arm("mixed", "classic", share), way) for way in WAYS for share in SHARES},
     **{f"synthetic only, {way}": (Arm("only", "classic", 1.0), way) for way in ALONE},
-    f"real+policy+synthetic {SHARES[-1]:g}, context": (Arm("policy", "policy", SHARES[-1]), "context"),
+    WITH_POLICY: (Arm("policy", "policy", SHARES[-1]), "context"),
 }
 """name -> how a batch is made, and which generator's samples are in it."""
-EVERY_SIZE = (BASELINE, REAL.name, *(mixed(way, SHARES[-1]) for way in WAYS))
+EVERY_SIZE = (BASELINE, REAL.name, POLICY.name, *(mixed(way, SHARES[-1]) for way in WAYS), WITH_POLICY)
 
 
 @dataclass(frozen=True)
@@ -227,13 +229,29 @@ class Study:
 
 
 @torch.inference_mode()
-def composites(trainer: Trainer, diameters_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """float32 (N, 1, *S) in [-1, 1]: lesions of these diameters, each in a lesion-free patch of its own."""
-    found = []
-    for some in np.array_split(diameters_mm, -(-len(diameters_mm) // 100)):
-        z = torch.from_numpy(rng.standard_normal((len(some), trainer.average.latent), dtype=np.float32))
-        found.append(draw(trainer.average, z, None, trainer.scene(rng, some)).numpy())
-    return np.concatenate(found)
+def composites(
+    trainer: Trainer, diameters_mm: np.ndarray, rng: np.random.Generator, condition: np.ndarray | None = None, anatomy: np.ndarray | None = None
+) -> np.ndarray:  # fmt: skip
+    """float32 (N, 1, *S) in [-1, 1]: lesions of these diameters that can be seen, as sample.py has it, each in a lesion-free patch of its own.
+
+    condition: float32 (N, K). anatomy: the lesion-free patches, float32 (N, 1, *S); None: drawn anew for each try.
+    """
+    backgrounds, contrasts = trainer.backgrounds, np.zeros(len(diameters_mm))
+    assert backgrounds is not None
+
+    def candidates(rows: np.ndarray, attempt: int) -> np.ndarray:
+        found = []
+        for some in np.array_split(rows, -(-len(rows) // 50)):
+            z = torch.from_numpy(rng.standard_normal((len(some), trainer.average.latent), dtype=np.float32))
+            mm = diameters_mm[some]
+            free = backgrounds.draw(rng, mm)[0] if anatomy is None else anatomy[some]
+            given = None if condition is None else torch.from_numpy(condition[some])
+            found.append(draw(trainer.average, z, given, scene_of(free, backgrounds.spacing_mm, mm)).numpy())
+            contrasts[some] = contrast(found[-1], free, backgrounds.spacing_mm, mm)
+        return np.concatenate(found)
+
+    tests = {CONTRAST: lambda patches, rows: (contrasts[rows], contrasts[rows] >= VISIBLE)}
+    return select(len(diameters_mm), candidates, tests, Tally(), "composite {}".format).patches
 
 
 def told(words: str) -> None:

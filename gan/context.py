@@ -32,6 +32,8 @@ UNKNOWN_MM = 8.0
 """The diameter of a lesion of which none is known: a constant, so that in a private run no patient's depends on another's."""
 CHANGED = 0.5
 """A voxel belongs to the lesion where it was changed by this share of what the lesion's middle was."""
+CONTRAST, CORE, VISIBLE = "contrast", 0.7, 0.2
+"""See `contrast`; its name among what is measured of samples, how much of the radius, and from which on. A tenth of the window: 140 HU of the usual 1,400, about half of what faint ground glass differs from lung by."""
 
 ORIGINS: Mapping[str, str] = {
     "cohort": "patients of the cohort that the model was trained on",
@@ -74,12 +76,17 @@ def support(
 
     In between a smoothstep, whose slope is 0 at both ends, so that no edge shows. further_mm: so much wider.
     """
-    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing_mm, strict=True)]
-    squares = [np.square(axis).reshape([-1 if a == b else 1 for b in range(len(shape))]) for a, axis in enumerate(axes)]
-    distance = np.sqrt(sum(squares[1:], squares[0]))
+    distance = _distance(shape, spacing_mm)
     ends = (radius_mm(np.asarray(diameters_mm, float)) + further_mm).reshape(-1, *[1] * (1 + len(shape)))
     inside = np.clip((ends - distance) / SOFT_MM, 0, 1)
     return (inside * inside * (3 - 2 * inside)).astype(np.float32)
+
+
+def _distance(shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
+    """(*S): of each voxel from the middle, in mm."""
+    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing_mm, strict=True)]
+    squares = [np.square(axis).reshape([-1 if a == b else 1 for b in range(len(shape))]) for a, axis in enumerate(axes)]
+    return np.sqrt(sum(squares[1:], squares[0]))
 
 
 def radius_mm(diameters_mm: np.ndarray) -> np.ndarray:
@@ -154,47 +161,58 @@ def scene_of(backgrounds: np.ndarray, spacing_mm: Sequence[float], diameters_mm:
 
 
 class ContextGenerator(nn.Module):
-    """Latent, condition and scene to patch: the background's features, shrunk as the critic shrinks patches, join the plain
-    generator's at each size (as in a U-Net, Ronneberger et al. 2015), and two layers say what is drawn and how opaque it is.
+    """Latent, condition and scene to patch: the plain generator's layers draw the lesion, told its size by the support at each of their
+    own; the anatomy decides only, with the lesion, how opaque it is.
 
     x = b + s a (v - b), with background b, support s, opacity a in (0, 1) and drawn value v in [-1, 1]: outside the support x is b
-    exactly, x never leaves the window, and vessels or pleura shine through where a is small.
+    exactly, x never leaves the window, and vessels or pleura shine through where a is small. That v knows nothing of b makes lesions
+    differ by their latents: a generator that saw the anatomy throughout took it for its source of chance, and in one place drew one lesion.
     """
 
     def __init__(self, shape: Sequence[int], channels: int, latent: int, conditions: int = 0):
         super().__init__()
-        steps, maps = strides(shape), widths(shape, channels)
-        self.latent, self.conditions, self.cell = latent, conditions, steps[0]
-        self.down = nn.ModuleList(
-            [Convolution(2 * prod(self.cell), maps[0], self.cell, cells=True)]
-            + [Convolution(before, after, stride) for (before, after), stride in zip(pairwise(maps), steps[1:], strict=True)]
-        )
-        sides = [side // prod(axis) for side, axis in zip(shape, zip(*steps, strict=True), strict=True)]
+        self.steps, maps = strides(shape), widths(shape, channels)
+        self.latent, self.conditions, self.cell = latent, conditions, self.steps[0]
+        sides = [side // prod(axis) for side, axis in zip(shape, zip(*self.steps, strict=True), strict=True)]
         self.start = (maps[-1], *sides)
         self.project = nn.Linear(latent + conditions, prod(self.start), bias=False)
         nn.init.normal_(self.project.weight, std=0.02)
         self.norms, self.up = nn.ModuleList([BatchNorm(maps[-1])]), nn.ModuleList()
-        for (before, after), stride in zip(pairwise(maps[::-1]), steps[:0:-1], strict=True):
-            self.up.append(UpsamplingConvolution(2 * before, after, stride))
+        for (before, after), stride in zip(pairwise(maps[::-1]), self.steps[:0:-1], strict=True):
+            self.up.append(UpsamplingConvolution(before + 1, after, stride))
             self.norms.append(BatchNorm(after))
-        self.value, self.opacity = (UpsamplingConvolution(2 * maps[0], 1, self.cell, cells=True) for _ in range(2))
+        self.anatomy = Convolution(2 * prod(self.cell), maps[0], self.cell, cells=True)
+        self.value = UpsamplingConvolution(maps[0] + 1, 1, self.cell, cells=True)
+        self.opacity = UpsamplingConvolution(2 * maps[0] + 1, 1, self.cell, cells=True)
         self.bias = nn.Parameter(torch.zeros(2))
 
     def forward(self, z: Tensor, condition: Tensor | None, scene: Scene) -> Tensor:
         """(N, latent), standard normal, (N, K), and the scene -> (N, 1, *S) in [-1, 1]."""
         z = z if condition is None else torch.cat([z, condition], 1)
-        x = torch.cat([to_cells(scene.background, self.cell), to_cells(2 * scene.support - 1, self.cell)], 1)
-        seen = []
-        for layer in self.down:
-            x = layer(x)
-            seen.append(x)
+        sizes = [2 * scene.support - 1]
+        for step in self.steps:
+            sizes.append(_POOL[len(step)](sizes[-1], step, step))
         x = self.project(z).view(-1, *self.start).contiguous(memory_format=channels_last(len(self.cell)))
         for n, norm in enumerate(self.norms):
-            x = torch.cat([torch.relu(norm(x)), seen[-1 - n]], 1)
+            x = torch.cat([torch.relu(norm(x)), sizes[-1 - n]], 1)
             x = self.up[n](x) if n < len(self.up) else x
+        anatomy = self.anatomy(torch.cat([to_cells(scene.background, self.cell), to_cells(sizes[0], self.cell)], 1))
         value = torch.tanh(from_cells(self.value(x), self.cell) + self.bias[0])
-        opacity = torch.sigmoid(from_cells(self.opacity(x), self.cell) + self.bias[1])
+        opacity = torch.sigmoid(from_cells(self.opacity(torch.cat([x, anatomy], 1)), self.cell) + self.bias[1])
         return scene.background + scene.support * opacity * (value - scene.background)
+
+
+_POOL = {2: nn.functional.avg_pool2d, 3: nn.functional.avg_pool3d}
+
+
+def contrast(patches: np.ndarray, backgrounds: np.ndarray, spacing_mm: Sequence[float], diameters_mm: np.ndarray) -> np.ndarray:
+    """float64 (N,), in [0, 2]: how far lesions stand out from the anatomy (N, 1, *S) they were drawn into: the mean absolute change within
+    CORE of the radius. Below VISIBLE none can be seen, and a patch that is said to show one would be wrong."""
+    change = np.abs(patches.astype(np.float64) - backgrounds)
+    distance = _distance(patches.shape[2:], spacing_mm)
+    radii = np.maximum(np.asarray(diameters_mm) / 2 * CORE, distance.min()).reshape(-1, *[1] * distance.ndim)
+    inside = distance <= radii
+    return (change[:, 0] * inside).sum(axis=tuple(range(1, change.ndim - 1))) / inside.reshape(len(inside), -1).sum(1)
 
 
 def lesion_masks(patches: np.ndarray, scene: Scene) -> np.ndarray:

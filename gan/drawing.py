@@ -8,10 +8,10 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from gan.context import Backgrounds
+from gan.context import CONTRAST, VISIBLE, Backgrounds, contrast
 from gan.orders import Orders, Request, orders, which_model
 from gan.sampling import Model, candidates, composites, critic_scores, generate
-from gan.selection import Taken, Tally, select
+from gan.selection import Taken, Tally, Test, select
 
 PILOT, PILOT_SEEDS = 256, 2**62
 """Samples by which a quality, and what truncation costs, are judged, and their first seed, which nobody asks for."""
@@ -26,19 +26,20 @@ ANATOMY = 1
 def draw(
     model: Model, seeds: Sequence[int], attempt: int, asked_mm: np.ndarray, condition: np.ndarray | None, truncation: float | None = None,
     backgrounds: Backgrounds | None = None,
-) -> np.ndarray:  # fmt: skip
-    """float32 (N, 1, *S) in [-1, 1]: each seed's attempt-th try, at lesions of asked_mm (N,).
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """float32 (N, 1, *S) in [-1, 1]: each seed's attempt-th try, at lesions of asked_mm (N,); and its contrast (see context.py), (N,).
 
-    backgrounds: for a model that draws into them; which one a try gets follows from its seed, too.
+    backgrounds: for a model that draws into them; which one a try gets follows from its seed, too. Contrasts are NaN without.
     """
     z = candidates(seeds, attempt, model.generator.latent, truncation)
     if backgrounds is None:
-        return np.concatenate(list(generate(model, z, condition)))
-    anatomy = [
+        return np.concatenate(list(generate(model, z, condition))), np.full(len(seeds), np.nan)
+    anatomy = np.concatenate([
         backgrounds.draw(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(attempt, ANATOMY))), asked_mm[n : n + 1])[0]
         for n, seed in enumerate(seeds)
-    ]
-    return np.concatenate([patches for patches, _ in composites(model, np.concatenate(anatomy), asked_mm, z, condition)])
+    ])  # fmt: skip
+    patches = np.concatenate([patches for patches, _ in composites(model, anatomy, asked_mm, z, condition)])
+    return patches, contrast(patches, anatomy, backgrounds.spacing_mm, asked_mm)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Drawing:
     @property
     def measured(self) -> list[str]:
         """Names of what is measured of every sample."""
-        return [*self.checks, *([QUALITY] if self.quality is not None else [])]
+        own = {CONTRAST: self.backgrounds is not None, QUALITY: self.quality is not None}
+        return [*self.checks, *[name for name, wanted in own.items() if wanted]]
 
     def asked(self, seeds: Sequence[int], first: int = 0) -> Orders:
         """What seeds are drawn for; first: which sample of the whole the first of them is."""
@@ -74,15 +76,21 @@ class Drawing:
         Whatever parts the whole is drawn in, a sample is the same. Raises ValueError where hardly any candidate passes.
         """
         seeds, tally = self.seeds[first : first + count], Tally()
-        asked, model_of = self.asked(seeds, first), which_model(seeds, self.shares)
+        asked, model_of, contrasts = self.asked(seeds, first), which_model(seeds, self.shares), np.full(len(seeds), np.nan)
 
         def draw(rows: np.ndarray, attempt: int) -> np.ndarray:
             drawn = [self._candidates(n, seeds, attempt, asked, rows[model_of[rows] == n]) for n in range(len(self.models))]
-            found = np.concatenate(drawn)
-            found[np.argsort(model_of[rows], kind="stable")] = found.copy()
+            found, contrasts[rows] = (
+                np.concatenate(one)[np.argsort(np.argsort(model_of[rows], kind="stable"))] for one in zip(*drawn, strict=True)
+            )
             return found
 
-        tests = {name: lambda patches, rows, check=check: check(patches, asked, rows) for name, check in self.checks.items()}
+        def checked(check: Check, patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return check(patches, asked, rows)
+
+        tests: dict[str, Test] = {name: partial(checked, check) for name, check in self.checks.items()}
+        if self.backgrounds is not None:
+            tests[CONTRAST] = lambda patches, rows: (contrasts[rows], contrasts[rows] >= VISIBLE)
         if self.quality is not None:
             tests[QUALITY] = partial(self._score, model_of, asked)
         return select(count, draw, tests, tally, lambda row: asked.words(row, seeds[row])), asked, model_of, tally
@@ -92,18 +100,18 @@ class Drawing:
         seeds, request = range(PILOT_SEEDS, PILOT_SEEDS + PILOT), replace(self.request, fill=None, like=None)
         rows, half = np.arange(PILOT), PILOT // 2
         asked = self._orders(seeds, request)
-        drawn = (drawing._candidates(0, seeds, 0, asked, rows) for drawing in (self, replace(self, truncation=None)))
+        drawn = (drawing._candidates(0, seeds, 0, asked, rows)[0] for drawing in (self, replace(self, truncation=None)))
         with_it, without = (np.sqrt(np.square(x[:half] - x[half:]).reshape(half, -1).mean(1)).mean() for x in drawn)
         return float(with_it / without)
 
     def _orders(self, seeds: Sequence[int], request: Request, first: int = 0) -> Orders:
         return orders(request, self.models[0].conditions, self.models[0].trained_on, self.spacing_mm, seeds, first)
 
-    def _candidates(self, model: int, seeds: Sequence[int], attempt: int, asked: Orders, rows: np.ndarray) -> np.ndarray:
-        """float32 (len(rows), 1, *S): these rows of the seeds."""
+    def _candidates(self, model: int, seeds: Sequence[int], attempt: int, asked: Orders, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (len(rows), 1, *S): these rows of the seeds, and their contrasts."""
         one = self.models[model]
         if not len(rows):
-            return np.empty((0, 1, *one.trained_on["shape"]), np.float32)
+            return np.empty((0, 1, *one.trained_on["shape"]), np.float32), np.empty(0)
         mine = [seeds[row] for row in rows]
         return draw(one, mine, attempt, asked.asked_mm[rows], asked.condition(one.conditions, rows), self.truncation, self.backgrounds)
 
@@ -123,6 +131,6 @@ class Drawing:
         for n, model in enumerate(self.models):
             for label in model.conditions.classes or ("",):
                 asked = self._orders(seeds, replace(self.request, label=label or "natural", fill=None, like=None))
-                scores = critic_scores(model, self._candidates(n, seeds, 0, asked, rows), asked.condition(model.conditions, rows))
+                scores = critic_scores(model, self._candidates(n, seeds, 0, asked, rows)[0], asked.condition(model.conditions, rows))
                 found[n, label] = float(np.quantile(scores, 1 - self.quality)) if self.quality < 1 else -np.inf
         return found

@@ -36,6 +36,10 @@ class Tally:
         """As `add` takes them, for JSON."""
         return {"drawn": self.drawn, "taken": self.taken, "rejected": dict(self.rejected)}
 
+    def summary(self) -> dict[str, Any]:
+        """The same, and the rate."""
+        return {**self.facts(), "acceptance": round(self.rate, 4)}
+
     @property
     def rate(self) -> float:
         return self.taken / max(self.drawn, 1)
@@ -56,11 +60,12 @@ class Taken:
 
 
 def select(
-    count: int, draw: Callable[[np.ndarray, int], np.ndarray], tests: Mapping[str, Test], tally: Tally, told: Callable[[int], str]
-) -> Taken:
+    count: int, draw: Callable[[np.ndarray, int], np.ndarray], tests: Mapping[str, Test], tally: Tally, told: Callable[[int], str],
+    most: int | None = None,
+) -> Taken:  # fmt: skip
     """For each of `count` samples its first candidate that passes every test.
 
-    draw: which samples, int (n,), and which attempt -> patches (n, 1, *S) in [-1, 1]. told: names a sample in words.
+    draw: which samples, int (n,), and which attempt -> patches (n, 1, *S) in [-1, 1]. told: names a sample in words. most: candidates of one sample, MOST_ATTEMPTS by default.
     Raises ValueError, with the rate, when hardly any candidate passes.
     """
     patches: np.ndarray | None = None
@@ -85,7 +90,7 @@ def select(
             raise ValueError(
                 f"hardly any sample is as asked for: {tally.words()}; ask for less, train on more such lesions, or see --reject"
             )
-        if len(pending) and attempt == MOST_ATTEMPTS:
+        if len(pending) and attempt == (most or MOST_ATTEMPTS):
             raise ValueError(f"{told(int(pending[0]))}: none of {attempt:,} candidates is as asked for; in all, {tally.words()}")
     assert patches is not None
     return Taken(patches, attempts, measured)

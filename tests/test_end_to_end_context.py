@@ -73,6 +73,35 @@ def test_from_patches_to_composites_that_can_be_drawn_again(command, patches, tm
         assert (turned[:, beyond] == composite[beyond]).all(1).any()
 
 
+def test_only_lesions_that_can_be_seen_are_kept(command, patches, tmp_path, no_curves, monkeypatch):
+    assert command(*CONTEXT, "--out", "run").code == 0
+
+    def drawn(name: str, visible: float):
+        monkeypatch.setattr("gan.drawing.VISIBLE", visible)
+        return command("sample", "--run", "run", "--backgrounds", "patches", "--out", name, "--seeds", "0-49")
+
+    def rows(name: str) -> list[dict[str, str]]:
+        with open(tmp_path / name / "samples.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+    assert drawn("all", 0).code == 0
+    least = float(np.median([float(row["contrast"]) for row in rows("all")]))
+    done = drawn("seen", least)
+    assert done.code == 0, done.err
+    again = [int(row["attempt"]) for row in rows("seen")]
+    assert settings_of(tmp_path / "seen")["selection"]["rejected"] == {"contrast": sum(again)}
+    assert f"turned down: {sum(again)} by contrast" in done.out
+    for before, after, attempt in zip(rows("all"), rows("seen"), again, strict=True):
+        assert float(after["contrast"]) >= least
+        assert (attempt == 0) == (float(before["contrast"]) >= least)
+        assert attempt or before == after
+    assert command("sample", "--run", "run", "--backgrounds", "patches", "--verify", "seen").code == 0
+    none = drawn("none", 3)
+    assert (none.code, (tmp_path / "none").exists()) == (2, False)
+    assert "hardly any sample is as asked for: 0 of" in none.err
+    assert "by contrast" in none.err
+
+
 def test_a_report_says_whose_anatomy_composites_show(command, patches, tmp_path, no_curves, no_figures):
     assert command(*CONTEXT, "--out", "run").code == 0
     assert command("sample", "--run", "run", "--backgrounds", "patches", "--out", "composites", "--seeds", "0-39").code == 0

@@ -63,11 +63,12 @@ def into(command, place, monkeypatch):
         assert np.abs(backgrounds).max() <= 1
         assert len(backgrounds) == len(diameters_mm) == len(z)
         run.asked.append((np.asarray(diameters_mm), z, condition))
+        unseen = run.unseen(len(run.asked))
         away = np.linalg.norm(np.meshgrid(*[np.arange(32) - 15.5] * 3, indexing="ij"), axis=0)
         for background, mm in zip(backgrounds, diameters_mm, strict=True):
             inside = np.clip((mm / 2 - away) / 2 + 0.5, 0, 1).astype(np.float32)
             patch = background + inside * (to_unit(np.array(SOLID_HU), WINDOW) - background)
-            yield patch[None], inside[None] >= 0.5
+            yield (background if unseen else patch)[None], inside[None] >= 0.5
 
     def context_model(*arguments, **options):
         model = load_model(*arguments, **options)
@@ -83,7 +84,7 @@ def into(command, place, monkeypatch):
         assert (done.code != 0) == fails, done.err
         return done
 
-    run.asked, run.context = [], True
+    run.asked, run.context, run.unseen = [], True, lambda call: False
     return run
 
 
@@ -152,6 +153,22 @@ def test_a_series_follows_from_its_seed_and_its_first_lesion_has_the_samples_lat
     assert SENTENCE in said_of(tmp_path / "one")["privacy"]
     into("run", tmp_path / "fewer", "--seeds", 4)
     assert rows_of(tmp_path / "fewer") == rows_of(out)[2:3]
+
+
+def test_a_lesion_that_cannot_be_seen_is_drawn_again_and_what_never_can_be_is_one_line(into, out):
+    into.unseen = lambda call: call == 1
+    done = into("run", out, "--seeds", "3,4", "--diameter", 9)
+    assert said_of(out)["selection"] == {"drawn": 4, "taken": 2, "rejected": {"contrast": 2}, "acceptance": 0.5}
+    assert "2 of 4 candidates taken (0.5); turned down: 2 by contrast" in done.out
+    np.testing.assert_array_equal(into.asked[1][1], candidates([3, 4], 1, 8))
+    into.unseen = lambda call: True
+    failed = into("run", out.parent / "never", "--seeds", 3, "--diameter", 9, fails=True)
+    assert (failed.code, len(failed.err.strip().splitlines()[-1:])) == (2, 1)
+    assert (
+        "error: seed 3, lesion 1: none of 50 candidates is as asked for; in all, 0 of 50 candidates taken (0); turned down: 50 by contrast"
+        in failed.err
+    )
+    assert not (out.parent / "never").exists()
 
 
 def test_without_wishes_sizes_are_those_of_training_or_usual_ones(into, out, tmp_path):

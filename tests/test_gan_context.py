@@ -15,6 +15,7 @@ from gan.context import (
     SOFT_MM,
     Backgrounds,
     ContextGenerator,
+    contrast,
     largest_mm,
     lesion_masks,
     privacy_of_composites,
@@ -159,6 +160,22 @@ def test_masks_are_the_discs_that_were_drawn(shape):
     assert not lesion_masks(free, scene).any()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_contrast_is_the_mean_change_of_the_lesions_inside(shape):
+    diameters, free = np.array([3.0, 6, 9, 0.5]), free_patches(8, shape)[1::2]
+    spacing = [0.5] * len(shape)
+    drawn = free.copy()
+    axes = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * 0.5 for n in shape], indexing="ij")
+    distance = np.sqrt(sum(np.square(axis) for axis in axes))
+    for n, mm in enumerate(diameters):
+        inner = distance <= max(0.35 * mm, distance.min())
+        drawn[n, 0][inner] += np.where(np.arange(inner.sum()) % 2, 0.3, -0.1).astype(np.float32)  # brighter and darker both are seen
+        drawn[n, 0][distance > 0.45 * mm + 1] = 1.0  # what lies outside is not the lesion
+        wanted = np.where(np.arange(inner.sum()) % 2, 0.3, 0.1).mean()
+        assert contrast(drawn, free, spacing, diameters)[n] == pytest.approx(wanted, abs=1e-6)
+    assert (contrast(free, free, spacing, diameters) == 0).all()
+
+
 def test_the_critic_step_is_the_textbooks_on_what_it_sees():
     shape = (32, 32)
     rng = np.random.default_rng(0)
@@ -202,6 +219,25 @@ def test_learns_to_draw_discs_of_the_size_that_is_asked_for():
         assert x[..., 7:9, 7:9].mean() == pytest.approx(0.3, abs=0.15)  # the discs' value, where the lung has -0.8
         changed[diameter] = lesion_masks(x.numpy(), scene).sum(axis=(1, 2)).mean()
     assert changed[6.0] > 1.3 * changed[4.0]  # areas of discs: 2.25 times
+
+
+def test_in_one_place_lesions_differ_by_their_latents_as_real_ones_do():
+    """Real ones are of two kinds, bright and faint: the anatomy tells nothing of which, the latent has to."""
+    shape, rng = (16, 16), np.random.default_rng(0)
+    diameters = np.full(24, 6.0)
+    bright, faint = (with_discs(free_patches(12, shape, seed), diameters[:12], value) for seed, value in ((5, 0.8), (6, -0.3)))
+    data = TrainingSet(np.concatenate([bright, faint]), diameters_mm=diameters)
+    config = TrainingConfig(seed=0, device="cpu", steps=250, batch=16, learning_rate=2e-3)
+    trainer = Trainer(shape, NetworkConfig(channels=8, latent=16), config, backgrounds=Backgrounds(free_patches(60, shape), None, shape))
+    for _ in range(250):
+        trainer.update(data)
+    trainer.settle(data)
+    place = np.repeat(free_patches(2, shape)[1:], 64, 0)
+    with torch.no_grad():
+        z = torch.from_numpy(rng.standard_normal((64, 16), dtype=np.float32))
+        x = trainer.average(z, None, scene_of(place, [1.0, 1.0], np.full(64, 6.0)))
+    middle = x[..., 7:9, 7:9].mean(dim=(1, 2, 3))
+    assert middle.std() > 0.5 * 0.55  # half of what the two kinds' standard deviation is
 
 
 def test_the_same_seed_gives_the_same_weights_and_a_checkpoint_goes_on_bit_for_bit():
