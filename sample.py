@@ -60,8 +60,8 @@ A sample depends on the model, its seed and what it is asked for only, so it can
   python sample.py --run run --export model.onnx                             for machines without torch
   python sample.py --run run --into SERIES --count 3 --class solid --diameter 6-12 --seeds 0-9 --out scans    into a whole scan
 
-Where a diameter is asked for, or matched, it is measured in the sample, and a sample that misses it is drawn again: what was turned
-down is counted. In the output: a patch folder (dataset.json, patches.csv, shards) that `python -m evaluate` reads, samples.csv (what each
+Where a diameter is asked for, or matched, it is measured in the sample, and a sample that misses it is drawn again, as is a lesion that
+cannot be seen in the anatomy it was drawn into: what was turned down is counted. In the output: a patch folder (dataset.json, patches.csv, shards) that `python -m evaluate` reads, samples.csv (what each
 was drawn for and what was measured), sampling.json (models, settings, what was turned down), preview.png, and a folder for each format:
   png    16-bit gray, level = HU + 2048       nifti  with spacing       dicom  CT images marked as synthetic       seg  their lesions
 

@@ -115,7 +115,7 @@ def test_a_study_goes_on_where_it_stopped_and_leaves_test_patients_alone(rare, f
     monkeypatch.setattr(rare.Study, "set_of", lambda self, split, real=rare.Study.set_of: looked_at.append(split) or real(self, split))
     (_, whole) = rare.stage_by_stage(rare.Study(folder, tmp_path / "work", effort), "validation")
     assert looked_at == ["validation"]
-    assert "7 of 7: 48 nodules, real+classic, seed 0" in capsys.readouterr().err
+    assert "9 of 9: 48 nodules, real+classic, seed 0" in capsys.readouterr().err
 
     def again(*_):
         raise AssertionError("trained again")
