@@ -492,16 +492,21 @@ def _part(drawing: Drawing, spec: PatchSpec, formats: Sequence[str], folder: Pat
         ) for n, seed in enumerate(drawing.seeds[first : first + count])
     ]  # fmt: skip
     into = in_words(drawing.backgrounds.origin) if drawing.backgrounds else ""
-    return Part(folder, hu, samples, spec, formats, _version(), tally.facts(), _masks(hu, spec, formats), into)
+    masks = _masks(taken.patches, taken.anatomy, asked.asked_mm, spec) if "seg" in formats else None
+    return Part(folder, hu, samples, spec, formats, _version(), tally.facts(), masks, into)
 
 
-def _masks(hu: np.ndarray, spec: PatchSpec, formats: Sequence[str]) -> np.ndarray | None:
-    """bool of hu's shape: the lesions, where they are to be written."""
-    if "seg" not in formats:
-        return None
+def _masks(patches: np.ndarray, anatomy: np.ndarray | None, asked_mm: np.ndarray, spec: PatchSpec) -> np.ndarray:
+    """bool (N, *S): the lesions of patches (N, 1, *S) in [-1, 1]; by what was changed, where they were drawn into anatomy."""
+    spacing = spec.spacing_mm or (1.0,) * len(spec.shape)
+    if anatomy is not None:
+        from gan.context import lesion_masks, scene_of
+
+        return lesion_masks(patches, scene_of(anatomy, spacing, asked_mm))
+    from data.preprocess import from_unit
     from evaluate.attributes import central_component
 
-    return central_component(hu, spec.spacing_mm or (1.0,) * len(spec.shape), spec.window)
+    return central_component(from_unit(patches[:, 0], spec.window), spacing, spec.window)
 
 
 def _finish(
@@ -582,10 +587,12 @@ def _verify(options: Namespace) -> int:
     for one in chosen:
         model = models[one.model]
         condition = model.conditions.encode([one.label], [one.asked_mm]) if model.conditions.size else None
-        drawn.append(draw(model, [one.seed], one.attempt, np.array([one.asked_mm]), condition, limit, backgrounds)[0][0, 0])
-    hu = from_unit(np.stack(drawn), folder.window)
-    part = Part(folder.path, hu, chosen, folder.spec, formats, str(said.get("version")), {}, _masks(hu, folder.spec, formats),
-                in_words(str(said.get("anatomy"))) if backgrounds else "")  # fmt: skip
+        drawn.append(draw(model, [one.seed], one.attempt, np.array([one.asked_mm]), condition, limit, backgrounds))
+    patches, anatomy = np.concatenate([one for one, _ in drawn]), np.concatenate([free for _, free in drawn]) if backgrounds else None
+    hu, asked_mm = from_unit(patches[:, 0], folder.window), np.array([one.asked_mm for one in chosen])
+    masks = _masks(patches, anatomy, asked_mm, folder.spec) if "seg" in formats else None
+    into = in_words(str(said.get("anatomy"))) if backgrounds else ""
+    part = Part(folder.path, hu, chosen, folder.spec, formats, str(said.get("version")), {}, masks, into)
     differ = other_files(part)
     for one, stored, drawn_now in zip(chosen, folder.hu(places), hu, strict=True):
         if one.name in differ or not np.array_equal(stored, drawn_now):

@@ -26,20 +26,19 @@ ANATOMY = 1
 def draw(
     model: Model, seeds: Sequence[int], attempt: int, asked_mm: np.ndarray, condition: np.ndarray | None, truncation: float | None = None,
     backgrounds: Backgrounds | None = None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """float32 (N, 1, *S) in [-1, 1]: each seed's attempt-th try, at lesions of asked_mm (N,); and its contrast (see context.py), (N,).
+) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
+    """float32 (N, 1, *S) in [-1, 1]: each seed's attempt-th try, at lesions of asked_mm (N,); and the lesion-free patch it was drawn into.
 
-    backgrounds: for a model that draws into them; which one a try gets follows from its seed, too. Contrasts are NaN without.
+    backgrounds: for a model that draws into them; which one a try gets follows from its seed, too. None without.
     """
     z = candidates(seeds, attempt, model.generator.latent, truncation)
     if backgrounds is None:
-        return np.concatenate(list(generate(model, z, condition))), np.full(len(seeds), np.nan)
+        return np.concatenate(list(generate(model, z, condition))), None
     anatomy = np.concatenate([
         backgrounds.draw(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(attempt, ANATOMY))), asked_mm[n : n + 1])[0]
         for n, seed in enumerate(seeds)
     ])  # fmt: skip
-    patches = np.concatenate([patches for patches, _ in composites(model, anatomy, asked_mm, z, condition)])
-    return patches, contrast(patches, anatomy, backgrounds.spacing_mm, asked_mm)
+    return np.concatenate([patches for patches, _ in composites(model, anatomy, asked_mm, z, condition)]), anatomy
 
 
 @dataclass(frozen=True)
@@ -76,24 +75,32 @@ class Drawing:
         Whatever parts the whole is drawn in, a sample is the same. Raises ValueError where hardly any candidate passes.
         """
         seeds, tally = self.seeds[first : first + count], Tally()
-        asked, model_of, contrasts = self.asked(seeds, first), which_model(seeds, self.shares), np.full(len(seeds), np.nan)
+        asked, model_of = self.asked(seeds, first), which_model(seeds, self.shares)
+        anatomy = None if self.backgrounds is None else np.empty((len(seeds), 1, *self.backgrounds.shape), np.float32)
 
         def draw(rows: np.ndarray, attempt: int) -> np.ndarray:
-            drawn = [self._candidates(n, seeds, attempt, asked, rows[model_of[rows] == n]) for n in range(len(self.models))]
-            found, contrasts[rows] = (
-                np.concatenate(one)[np.argsort(np.argsort(model_of[rows], kind="stable"))] for one in zip(*drawn, strict=True)
-            )
+            found: np.ndarray | None = None
+            for n in range(len(self.models)):
+                mine = np.flatnonzero(model_of[rows] == n)
+                if len(mine):
+                    patches, free = self._candidates(n, seeds, attempt, asked, rows[mine])
+                    found = np.empty((len(rows), *patches.shape[1:]), patches.dtype) if found is None else found
+                    found[mine] = patches
+                    if anatomy is not None:
+                        anatomy[rows[mine]] = free
+            assert found is not None
             return found
 
         def checked(check: Check, patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return check(patches, asked, rows)
 
         tests: dict[str, Test] = {name: partial(checked, check) for name, check in self.checks.items()}
-        if self.backgrounds is not None:
-            tests[CONTRAST] = lambda patches, rows: (contrasts[rows], contrasts[rows] >= VISIBLE)
+        if anatomy is not None:
+            tests[CONTRAST] = partial(self._seen, anatomy, asked)
         if self.quality is not None:
             tests[QUALITY] = partial(self._score, model_of, asked)
-        return select(count, draw, tests, tally, lambda row: asked.words(row, seeds[row])), asked, model_of, tally
+        taken = select(count, draw, tests, tally, lambda row: asked.words(row, seeds[row]))
+        return replace(taken, anatomy=anatomy), asked, model_of, tally
 
     def diversity(self) -> float:
         """How far samples lie from one another, over how far they would without truncation: mean root mean square differences."""
@@ -107,13 +114,18 @@ class Drawing:
     def _orders(self, seeds: Sequence[int], request: Request, first: int = 0) -> Orders:
         return orders(request, self.models[0].conditions, self.models[0].trained_on, self.spacing_mm, seeds, first)
 
-    def _candidates(self, model: int, seeds: Sequence[int], attempt: int, asked: Orders, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (len(rows), 1, *S): these rows of the seeds, and their contrasts."""
+    def _candidates(
+        self, model: int, seeds: Sequence[int], attempt: int, asked: Orders, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """These rows of the seeds, as `draw` has them."""
         one = self.models[model]
-        if not len(rows):
-            return np.empty((0, 1, *one.trained_on["shape"]), np.float32), np.empty(0)
         mine = [seeds[row] for row in rows]
         return draw(one, mine, attempt, asked.asked_mm[rows], asked.condition(one.conditions, rows), self.truncation, self.backgrounds)
+
+    def _seen(self, anatomy: np.ndarray, asked: Orders, patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert self.backgrounds is not None
+        found = contrast(patches, anatomy[rows], self.backgrounds.spacing_mm, asked.asked_mm[rows])
+        return found, found >= VISIBLE
 
     def _score(self, model_of: np.ndarray, asked: Orders, patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, least = np.empty(len(rows)), np.empty(len(rows))

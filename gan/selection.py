@@ -52,11 +52,13 @@ class Tally:
 
 @dataclass(frozen=True)
 class Taken:
-    """N samples. patches: float32 (N, 1, *S). attempts: int (N,). measured: what each test measured, float (N,)."""
+    """N samples. patches: float32 (N, 1, *S). attempts: int (N,). measured: what each test measured, float (N,). anatomy: (N, 1, *S), what each
+    was drawn into; None where into nothing."""
 
     patches: np.ndarray
     attempts: np.ndarray
     measured: dict[str, np.ndarray]
+    anatomy: np.ndarray | None = None
 
 
 def select(

@@ -52,7 +52,7 @@ def test_from_patches_to_composites_that_can_be_drawn_again(command, patches, tm
     assert "draws them into 42 lesion-free patches of patients of the cohort" in done.out
     assert "into lesion-free CT, in training that of patients of the cohort" in (tmp_path / "run" / "model_card.md").read_text()
     drawn = command("sample", "--run", "run", "--backgrounds", "patches", "--out", "composites", "--seeds", "0-19", "--diameter", "4-6",
-                    "--reject", "false", "--format", "png,dicom")  # fmt: skip
+                    "--reject", "false", "--format", "png,dicom,seg")  # fmt: skip
     assert drawn.code == 0, drawn.err
     assert command("sample", "--run", "run", "--backgrounds", "patches", "--verify", "composites").code == 0
     write_patches(tmp_path / "others", seed=1)
@@ -69,8 +69,11 @@ def test_from_patches_to_composites_that_can_be_drawn_again(command, patches, tm
     turned = np.concatenate([free, free[:, ::-1], free[:, :, ::-1], free[:, ::-1, ::-1]])
     distance = np.hypot(*np.meshgrid(*[np.arange(16) - 7.5] * 2))
     beyond = distance > radius_mm(np.array(6.0))
-    for composite in folder.hu(range(20)):  # each is some training patient's lesion-free patch, but for its lesion
-        assert (turned[:, beyond] == composite[beyond]).all(1).any()
+    for n, composite in enumerate(folder.hu(range(20))):  # each is some training patient's lesion-free patch, but for its lesion
+        (which, *_) = np.flatnonzero((turned[:, beyond] == composite[beyond]).all(1))
+        segmentation = pydicom.dcmread(tmp_path / "composites" / "seg" / f"seed-{n:08d}.dcm")
+        lesion, change = segmentation.pixel_array.astype(bool), np.abs(composite.astype(float) - turned[which])
+        assert change[lesion].min() >= 0.9 * change[~lesion & (distance < 3)].max(initial=0)  # what is marked was changed most
 
 
 def test_only_lesions_that_can_be_seen_are_kept(command, patches, tmp_path, no_curves, monkeypatch):
