@@ -322,7 +322,7 @@ def _spec(run: str, model: Model) -> PatchSpec:
 
 
 def _check_fits(folder: PatchFolder, spec: PatchSpec, option: str) -> None:
-    for name in ("shape", "spacing_mm", "window"):
+    for name in ("shape", "spacing_mm", "window", "unit"):
         theirs, ours = getattr(folder, name), getattr(spec, name)
         if theirs != ours:
             raise ValueError(f"{option} {folder.path}: its {name} is {theirs}, and the model draws {ours}; they do not fit")

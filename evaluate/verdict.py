@@ -324,7 +324,7 @@ def _privacy(report: Report) -> Verdict:
         return _verdict("privacy", "unknown", [], [], doubt)
     if report.guaranteed:
         doubt = [
-            "The guarantee is quoted, not checked: it rests on the training code. python -m evaluate privacy puts that to the test.",
+            "The guarantee is quoted, not checked: it rests on the training code. python -m evaluate privacy puts that to the test, for models of whole patches.",
             "It is worth as much as its epsilon is small: at 1 it protects well, far above 10 it says little.",
             "This report is outside of the guarantee: its figures were computed from patients.",
         ]
