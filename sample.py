@@ -405,7 +405,7 @@ def _draw_all(options: Namespace, drawing: Drawing, spec: PatchSpec, formats: Se
             for empty in parts.iterdir():
                 if not any(empty.iterdir()):
                     empty.rmdir()
-    if tally.rejected:
+    if tally.rejected.total():
         print(tally.words())
     if drawing.truncation is not None:
         print(
@@ -699,7 +699,7 @@ def _into(options: Namespace) -> int:
             "privacy": privacy_of_composites(model.guarantee, options.anatomy), "licence": model.trained_on.get("licence") or None, "version": _version(),
         }  # fmt: skip
         (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    if tally.rejected:
+    if tally.rejected.total():
         print(tally.words())
     print(f"{series} series with {len(placed)} synthetic lesions in {options.out}; look at {options.out}/preview.png")
     print(f"next: python -m data prepare {options.out}/dicom --lesions {options.out}/annotations.csv --out patches")

@@ -46,7 +46,7 @@ class Tally:
 
     def words(self) -> str:
         """Such as "412 of 1,000 candidates taken (0.41); turned down: 588 by diameter"."""
-        turned = ", ".join(f"{count:,} by {name}" for name, count in self.rejected.most_common())
+        turned = ", ".join(f"{count:,} by {name}" for name, count in self.rejected.most_common() if count)
         return f"{self.taken:,} of {self.drawn:,} candidates taken ({self.rate:.2g})" + (f"; turned down: {turned}" if turned else "")
 
 
