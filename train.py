@@ -11,9 +11,11 @@ from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import lesiongan  # noqa: F401  first: it ends with one line where another's package has the name of one of these
 from data.command import command_parser, parse, run_command
 from gan.config import PRESETS, ContextConfig, NetworkConfig, PrivacyConfig, TrainingConfig
 
@@ -263,7 +265,7 @@ class _StopOnSignal:
 
 def _preset(arguments: Sequence[str]) -> str:
     """The value of --preset, wherever it stands: it decides the defaults that the parser starts from."""
-    joined = [f"{a}={b}" if a == "--preset" else a for a, b in zip(arguments, [*arguments[1:], ""], strict=True)]
+    joined = [f"{a}={b}" if a == "--preset" else a for a, b in pairwise([*arguments, ""])]
     return next((a.partition("=")[2] for a in joined if a.startswith("--preset=")), "default")
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import TypeVar
 
 import yaml
@@ -21,6 +22,7 @@ _yaml = get_loader("yaml")
 TERMINATED = 143
 BAD_INPUT = 2
 """Exit code for input a user can mend; one line on stderr says what and how."""
+MOST_SETTINGS, DEEPEST_SETTING = 10_000, 20
 
 
 def command_parser(prog: str, description: str) -> ArgumentParser:
@@ -38,16 +40,31 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 
 
 def _settings_only(text: str) -> object:
-    """YAML as jsonargparse reads it, but without `class_path`, for which it would import and run the named module."""
-    value = _yaml(text)
-    sections = [value]
-    while sections:
-        section = sections.pop()
-        if isinstance(section, dict):
-            if "class_path" in section:
-                raise ValueError("class_path in a configuration: settings are plain values here, code is never loaded")
-            sections += section.values()
-    return value
+    """YAML as jsonargparse reads it, but without `class_path`, for which it would import and run the named module.
+
+    Nor may it hold, nest, or unfold by aliases of aliases, more than any configuration does: libyaml overflows its stack.
+    """
+    too_much = ValueError("a configuration has more or deeper values than there are settings; write out what its aliases (*) stand for")
+    if len(re.findall(r"[\[{]|[-?]\s", text)) > MOST_SETTINGS:
+        raise too_much
+    try:
+        value = _yaml(text)
+    except RecursionError:
+        raise too_much from None
+    parts = [value]
+    for _ in range(DEEPEST_SETTING):
+        if any(isinstance(part, dict) and "class_path" in part for part in parts):
+            raise ValueError("class_path in a configuration: settings are plain values here, code is never loaded")
+        parts = list(islice(chain.from_iterable(map(_inside, parts)), MOST_SETTINGS + 1))
+        if not parts:
+            return value
+        if len(parts) > MOST_SETTINGS:
+            break
+    raise too_much
+
+
+def _inside(part: object) -> Iterable[object]:
+    return part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
 
 
 class LineKeepingFormatter(DefaultHelpFormatter):

@@ -25,10 +25,10 @@ def map_processes(
 
     processes: 0 for one a core, 1 for this process itself. scheduler: the address of a Dask scheduler, such as
     tcp://head:8786, whose workers do it instead; they must see the same files. died: gives the result of an input that
-    kills its process; without it that is an OSError.
+    kills its process (on a cluster: four of them); without it that is an OSError.
     """
     if scheduler:
-        yield from _on_cluster(function, inputs, scheduler)
+        yield from _on_cluster(function, inputs, scheduler, died)
         return
     processes = min(processes or len(os.sched_getaffinity(0)), len(inputs))
     if processes <= 1:
@@ -126,15 +126,27 @@ def _unwound(function: Callable[[In], Out], one: In) -> Out:
         _at_work = False
 
 
-def _on_cluster(function: Callable[[In], Out], inputs: Sequence[In], scheduler: str) -> Iterator[Out]:
+def _on_cluster(
+    function: Callable[[In], Out], inputs: Sequence[In], scheduler: str, died: Callable[[In], Out] | None
+) -> Iterator[Out]:  # fmt: skip
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker
     except ImportError:
         raise ValueError("--scheduler needs Dask: pip install 'lesiongan[cluster]'") from None
     with Client(scheduler, timeout="10s", set_as_default=False) as client:
         futures = client.map(function, inputs, pure=False)
         try:
-            for future in futures:
-                yield future.result()
+            for one, future in zip(inputs, futures, strict=True):
+                try:
+                    result = future.result()
+                except KilledWorker:
+                    if died is None:
+                        raise OSError(f"{scheduler}: workers were killed, perhaps for want of memory; see their logs") from None
+                    result = died(one)
+                except (ImportError, RuntimeError) as error:
+                    if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+                        raise
+                    raise OSError(f"{scheduler}: its scheduler and workers want lesiongan installed, as it is here ({error})") from None
+                yield result
         finally:
             client.cancel(futures)

@@ -109,7 +109,7 @@ class PatchFolder:
             raise FileNotFoundError(
                 f"{path}: no dataset.json in it, so not a patch folder; make one with `python -m data prepare --help`"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path / 'dataset.json'}: not JSON ({error})") from None
         if not isinstance(meta, dict) or {k: meta.get(k) for k in FORMAT} != FORMAT:
             if isinstance(meta, dict) and meta == {**meta, **FORMAT, "version": 1}:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
 from data.patches import Patch, PatchSpec, PatchWriter, check_label, split_by_patient
 from data.preprocess import Window
 from data.pseudonyms import Pseudonyms
+from data.sources import memory_bytes
 
 _NPZ_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -126,6 +127,10 @@ def _values(gray: np.ndarray, window: Window | None, shape: tuple[int, ...]) -> 
 
 def _from_npz(source: Path, config: ImportConfig) -> list[Picture]:
     try:
+        with ZipFile(source) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > memory_bytes():
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the memory can hold")
         with open(source, "rb") as content, np.lib.npyio.NpzFile(content, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (ValueError, BadZipFile, EOFError, zlib.error) as error:

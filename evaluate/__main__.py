@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import lesiongan  # noqa: F401  first: it ends with one line where another's package has the name of one of these
 from data.command import command_parser, parse, run_command, stages
 from evaluate import compare_command, encoder_command, froc_command, privacy_command
 from evaluate.config import EvaluateConfig
@@ -146,7 +147,7 @@ def _manifest(synthetic: PatchFolder) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("want a JSON object")
         return found
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not as sample.py wrote it ({' '.join(str(error).split())[:100]}); sample again") from None
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from evaluate.classic import augment_classic, augment_policy, augment_turns
 from evaluate.detector_store import Arrays, DetectorStore, content_hash
 from evaluate.scores import Scores, choose_threshold
-from evaluate.tensors import channels_last, to_unit
+from evaluate.tensors import channels_last, thinned_before, to_unit
 
 VERSION = 1
 """Of what a training computes; raised when it changes, so that kept trainings of before are not taken for it."""
@@ -230,6 +230,7 @@ def detector_network(name: str, dimensions: int, seed: int, device: str) -> nn.M
             )
         else:
             network = RESNETS[name](pretrained=False, spatial_dims=dimensions, n_input_channels=1, num_classes=1)
+    thinned_before(network)
     layout = channels_last(dimensions)  # 1.2 to 1.9 times as fast on a CPU
     return network.to(device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 

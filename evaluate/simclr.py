@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from evaluate.features import Extractor, in_batches
 from evaluate.files import write_whole
-from evaluate.tensors import channels_last, to_unit
+from evaluate.tensors import channels_last, thinned_before, to_unit
 
 SIMCLR = "simclr"
 FORMAT = {"format": "lesiongan encoder", "version": 1}
@@ -217,7 +217,7 @@ def simclr(
 
 def _network(dims: int) -> ResNet:
     """An untrained ResNet-10 that keeps the patch's size up to its second stage; input (B, 1, *S), output (B, 64)."""
-    return ResNet(
+    network = ResNet(
         block="basic",
         layers=[1, 1, 1, 1],
         block_inplanes=list(CHANNELS),
@@ -228,6 +228,8 @@ def _network(dims: int) -> ResNet:
         no_max_pool=True,
         feed_forward=False,
     )
+    thinned_before(network)
+    return network
 
 
 def _hash_of(tensors: Mapping[str, Tensor]) -> str:

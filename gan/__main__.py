@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import lesiongan  # noqa: F401  first: it ends with one line where another's package has the name of one of these
 from data.command import command_parser, progress, run_command
 
 if TYPE_CHECKING:

@@ -172,7 +172,7 @@ def untrained_copy(run: Path, checkpoint: Checkpoint, critic_steps: int, seed: i
             return Trainer(shape, networks, replace(training, steps=steps), conditions.size)
         plan = replace(PrivacyPlan(**spent["plan"]), critic_steps=critic_steps)
         privacy = PrivacyConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["privacy"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{run}: its newest checkpoint and config.yaml do not describe it ({type(error).__name__}: {error})") from None
     return WatchedTrainer(shape, networks, training, privacy, plan, conditions)
 

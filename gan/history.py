@@ -32,7 +32,7 @@ def read_history(metrics: Path) -> list[dict[str, float]]:
         try:
             found = json.loads(line)
             numbers = {name: float(value) for name, value in found.items() if type(value) in (int, float)}
-        except (ValueError, AttributeError, OverflowError):
+        except (ValueError, AttributeError, OverflowError, RecursionError):
             continue
         if math.isfinite(numbers.get("step", math.nan)):
             lines[numbers["step"]] = numbers

@@ -65,6 +65,15 @@ class Processes:
         parts = together.split([tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
+    def agree(self, *numbers: float) -> bool:
+        """Whether all processes come with the same numbers; all of them are told the same."""
+        if self.count == 1:
+            return True
+        mine = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        (of_first,) = self.sum([mine if self.first else torch.zeros_like(mine)])
+        (differing,) = self.sum([(mine != of_first).any().double()])
+        return not differing.item()
+
     def differentiable_sum(self) -> Callable[[Tensor], Tensor] | None:
         """A tensor summed over the processes, as a function autograd knows; None where there is but one."""
         return None if self.count == 1 else lambda tensor: _Sum.apply(tensor, self)

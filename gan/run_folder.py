@@ -46,7 +46,7 @@ def open_run(run: Path, config: Mapping[str, Any], trained_on: Mapping[str, Any]
             before = yaml.safe_load(file.read_text(encoding="utf-8"))
             data_before = json.loads((run / "trained_on.json").read_text(encoding="utf-8"))
             settings_before = {(part, name): value for part in config for name, value in before.get(part, {}).items()}
-        except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file}: not a run's configuration ({' '.join(str(error).split())})") from None
         for part, values in config.items():
             for name, value in values.items():

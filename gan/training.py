@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,12 +83,18 @@ class _Loop:
 
     def run(self) -> int:
         trainer, config, first_process = self.trainer, self.trainer.config, self.trainer.processes.first
+        seen = ""
         try:
             checkpoint = load_checkpoint(self.folder, warn=self.hooks.warn if first_process else lambda line: None)
             trainer.restore(checkpoint)
-            self.best = checkpoint.best
+            self.best, seen = checkpoint.best, checkpoint.model_hash
         except FileNotFoundError:
             pass
+        seen = hashlib.sha256(json.dumps([seen, self.trained_on], sort_keys=True).encode()).hexdigest()
+        if not trainer.processes.agree(int(seen[:12], 16)):  # or they would sum gradients of other weights, and nobody would notice
+            raise ValueError(
+                f"{self.folder}: not all processes see the same checkpoint in it, or the same patches; their machines must share both"
+            )
         track = self.hooks.tracker(trainer.step) if first_process else None
         first = saved = trainer.step
         counted, since = (trainer.shown, trainer.progress), time.monotonic()

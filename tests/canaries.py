@@ -1,4 +1,4 @@
-"""Identifiers planted in input, so that a leak names where it came from, and the search that finds them in any output.
+"""Identifiers planted in input, so that a leak names where it came from, the search that finds them in any output, and a watch on the network.
 
 Every planted word begins with "Canary" and goes on with its place; every UID lies under UID_ROOT; dates, times and
 numbers stand in NUMBERS. So a handful of stems finds them all, and their neighbourhood says which it was.
@@ -7,11 +7,13 @@ numbers stand in NUMBERS. So a handful of stems finds them all, and their neighb
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import io
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 import zipfile
@@ -168,6 +170,27 @@ def leaks(folder: Path, secrets: Iterable[str] = ()) -> list[str]:
             found += [f"{name}: {leak}" for leak in leaks_in(path.read_bytes(), wanted)]
     assert files, f"{folder} holds no file to search"
     return found
+
+
+ASKED: list[str] = []
+"""Other machines that Python code of this process has looked up, connected or sent to, once `watch_network` was called."""
+
+
+@functools.cache
+def watch_network() -> None:
+    """From now on, and for good: such a hook cannot be taken away. What a library does in C, or in a process of its own, it does not see."""
+    sys.addaudithook(_note)
+
+
+def _note(event: str, arguments: tuple) -> None:
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = arguments[0]
+    elif event in ("socket.connect", "socket.sendto"):
+        host = arguments[1][0] if isinstance(arguments[1], tuple) else None  # otherwise a socket in the file system
+    else:
+        return
+    if host and host not in ("localhost", "127.0.0.1", "::1"):
+        ASKED.append(f"{event} {host}")
 
 
 def die_over_a_copy(folder: Path) -> None:

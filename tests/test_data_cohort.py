@@ -282,6 +282,17 @@ def test_unfit_npz_is_one_line(command, tmp_path, arrays, cause):
     assert not (tmp_path / "p").exists()
 
 
+def test_an_npz_that_unpacks_to_more_than_the_memory_is_refused_before_it_is(command, tmp_path, monkeypatch):
+    bomb = tmp_path / "bomb.npz"
+    np.savez_compressed(bomb, **bad_npz(test_images=np.zeros((1000, 64, 64), np.uint8), test_labels=np.zeros(1000, int)))
+    assert bomb.stat().st_size < 20_000
+    monkeypatch.setattr("data.pictures.memory_bytes", lambda: 4_000_000)
+    done = command("data", "import", "bomb.npz", "--out", "p")
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "bomb.npz" in done.err
+    assert "more than the memory can hold" in done.err
+
+
 def test_bad_input_is_one_line_with_exit_code_2(command, tmp_path):
     uid = scan(tmp_path / "in")
     (tmp_path / "list.csv").write_text(HEAD + lesion_row(uid))

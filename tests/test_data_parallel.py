@@ -3,6 +3,9 @@
 import os
 import signal
 import time
+from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,3 +102,28 @@ def test_whoever_needs_no_more_may_leave():
     assert next(work)[0] == 0
     work.close()
     assert asked.given <= 6
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [("killed", "workers were killed, perhaps for want of memory"), (ModuleNotFoundError("No module named 'data'"), "want lesiongan installed"),
+     (RuntimeError("Error during deserialization of the task graph"), "want lesiongan installed")],
+)  # fmt: skip
+def test_what_goes_wrong_on_a_cluster_is_one_line_or_costs_its_own_result(monkeypatch, error, told):
+    distributed = pytest.importorskip("distributed")
+    raised = distributed.KilledWorker.__new__(distributed.KilledWorker) if error == "killed" else error
+
+    def result(function, one):
+        if one == 2:
+            raise raised
+        return function(one)
+
+    def mapped(function, inputs, **_):
+        return [SimpleNamespace(result=partial(result, function, one)) for one in inputs]
+
+    client = SimpleNamespace(map=mapped, cancel=lambda futures: None)
+    monkeypatch.setattr("distributed.Client", lambda *_, **__: nullcontext(client))
+    if error == "killed":
+        assert list(map_processes(str, [1, 2, 3], scheduler="tcp://head:8786", died=lambda one: f"{one} died")) == ["1", "2 died", "3"]
+    with pytest.raises(OSError, match=rf"^tcp://head:8786: .*{told}"):
+        list(map_processes(str, [1, 2, 3], scheduler="tcp://head:8786"))

@@ -1,6 +1,7 @@
 """A cohort that was stopped goes on where it was, and gives the same bytes by whatever workers."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -118,6 +119,24 @@ def test_two_runs_at_once_do_not_mix(command, cohort, tmp_path):
         done = command("data", "prepare", "in", "--out", "p", *CUT)
         assert (done.code, "another process is making it" in done.err) == (2, True)
     assert not (tmp_path / ".p.parts").exists()
+
+
+def test_workers_of_a_cluster_are_in_another_folder(command, cohort, tmp_path, monkeypatch):
+    """The paths that a user gives are of the user's folder."""
+    cohort(2)
+    (tmp_path / "worker").mkdir()
+
+    def there(function, inputs, scheduler, died):
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path / "worker")
+            results = [function(pickle.loads(pickle.dumps(one))) for one in inputs]
+        yield from results
+
+    monkeypatch.setattr("data.parallel._on_cluster", there)
+    done = command("data", "prepare", "in", "--out", "p", "--scheduler", "tcp://head:8786", *CUT)
+    assert done.code == 0, done.err
+    assert len(PatchFolder.open("p")) == 4
+    assert not list((tmp_path / "worker").iterdir())
 
 
 @pytest.mark.filterwarnings("ignore")

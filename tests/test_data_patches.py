@@ -172,6 +172,10 @@ def spoil_json(folder):
     (folder / "dataset.json").write_text("{")
 
 
+def spoil_deep_json(folder):
+    (folder / "dataset.json").write_text("[" * 100_000)
+
+
 def spoil_version(folder):
     meta = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**meta, "version": 99}))
@@ -197,7 +201,7 @@ def spoil_pickle(folder):
     np.save(folder / "shards" / "00000.npy", np.array([{"code": 1}], dtype=object), allow_pickle=True)
 
 
-@pytest.mark.parametrize("spoil", [spoil_json, spoil_version, spoil_field, spoil_shard, spoil_pickle])
+@pytest.mark.parametrize("spoil", [spoil_json, spoil_deep_json, spoil_version, spoil_field, spoil_shard, spoil_pickle])
 def test_damaged_folders_are_refused_by_name(tmp_path, spoil):
     write(tmp_path / "p")
     spoil(tmp_path / "p")

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -200,6 +201,15 @@ def test_a_preset_gives_defaults_and_what_is_asked_for_goes_before_it(command, p
     assert command("train", "--preset", "rapid").code == 2
 
 
+def test_without_any_option_the_demo_cohort_is_taken(command, monkeypatch):
+    def taken(place: Path) -> Path:
+        raise ValueError(f"it would be made in {place}")
+
+    monkeypatch.setattr("train.demo_patches", taken)
+    done = command("train")
+    assert (done.code, done.err) == (2, "error: it would be made in demo\n")
+
+
 def rows_of(folder):
     with open(Path(folder) / "patches.csv", newline="") as table:
         return list(csv.DictReader(table))
@@ -374,6 +384,24 @@ def test_a_config_file_never_runs_code(command, patches, monkeypatch):
     assert command("evaluate", patches, patches, "--config", "d.yaml", "--out", "new").code == 2
     assert not Path("ran").exists()
     assert not Path("new").exists()
+
+
+UNFOLDING = {
+    "aliases of aliases": "a: &a [0, 0, 0, 0, 0, 0, 0, 0, 0]\n"
+    + "".join(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise("abcdefghi")) + "training: *i\n",
+    "an alias of itself": "training: &a [*a]\n",
+    "nested brackets": f"training: {'[' * 3000}{']' * 3000}\n",
+    "brackets that libyaml overflows its stack with": f"training: {'[' * 100_000}{']' * 100_000}\n",
+    "dashes that libyaml overflows its stack with": "- " * 100_000 + "a\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", UNFOLDING.values(), ids=UNFOLDING)
+def test_a_config_file_that_unfolds_is_refused(command, text):
+    Path("c.yaml").write_text(text)
+    done = command("train", "--config", "c.yaml", "--data", "patches", "--out", "new")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "more or deeper values than there are settings" in done.err
 
 
 @pytest.mark.usefixtures("no_curves", "no_figures")

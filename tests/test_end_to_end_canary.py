@@ -1,4 +1,4 @@
-"""No name, id, UID, date or path of a patient reaches an output, a log, a tracker or a checkpoint.
+"""No name, id, UID, date or path of a patient reaches an output, a log, a tracker or a checkpoint; nothing is asked of the network.
 
 They are planted wherever input can hold them (canary_cohort.py) and searched for in every byte that is left behind (canaries.py).
 All of it lies in a folder that is itself named after a patient, so an absolute path in an output is found as well.
@@ -16,13 +16,14 @@ import io
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from canaries import STEMS, die_over_a_copy, leaks, leaks_in, patterns
+from canaries import ASKED, STEMS, die_over_a_copy, leaks, leaks_in, patterns, watch_network
 from canary_cohort import META, NIFTI, inside, nifti, write_lidc, write_pictures, write_points, write_scans, write_segmentation
 from conftest import Result
 from PIL import Image, PngImagePlugin
@@ -59,7 +60,10 @@ class Clinic:
         self._names = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(names, key=len, reverse=True)))
 
     def run(self, name: str, *arguments: object) -> Result:
-        """A command as a user gives it, in this process and this folder; what it says is searched: paths may be in it, nothing else."""
+        """A command as a user gives it, in this process and this folder; what it says is searched: paths may be in it, nothing else.
+
+        No other machine may be asked for anything.
+        """
         module = importlib.import_module({"data": "data.__main__", "evaluate": "evaluate.__main__"}.get(name, name))
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -74,6 +78,7 @@ class Clinic:
         done = Result(int(exit_.value.code or 0), out.getvalue(), err.getvalue())
         for said in (done.out.replace(str(self.root), ""), self._names.sub("", done.err.replace(str(self.root), ""))):
             assert leaks_in(said.encode("utf-8", "surrogateescape"), patterns([self.secret])) == []
+        assert ASKED == []
         return done
 
     def leaks(self) -> list[str]:
@@ -84,6 +89,7 @@ class Clinic:
 
 @pytest.fixture(scope="module")
 def clinic(tmp_path_factory) -> Clinic:
+    watch_network()
     return Clinic(tmp_path_factory.mktemp("CanaryParent19930418"), tmp_path_factory.mktemp("elsewhere"))
 
 
@@ -126,6 +132,19 @@ def test_the_search_finds_a_word_however_it_is_written(tmp_path, content):
     (tmp_path / "link").symlink_to("/clinic/canary")
     (tmp_path / "Canary").mkdir()
     assert [leak.partition(":")[0] for leak in leaks(tmp_path)] == ["name Canary", "name link -> /clinic/canary"]
+
+
+def test_the_watch_sees_who_asks_the_network(monkeypatch):
+    watch_network()
+    monkeypatch.setattr("canaries.ASKED", heard := [])
+    with socket.socket() as one:
+        one.setblocking(False)
+        with contextlib.suppress(OSError):
+            one.connect(("192.0.2.1", 9))  # of nobody (RFC 5737)
+    socket.getaddrinfo("192.0.2.1", 9)
+    with socket.create_server(("127.0.0.1", 0)) as here:
+        socket.create_connection(here.getsockname()).close()
+    assert heard == ["socket.connect 192.0.2.1", "socket.getaddrinfo 192.0.2.1"]
 
 
 def test_everything_is_planted(clinic):
@@ -234,6 +253,31 @@ def test_report_augment_train_sample_evaluate(clinic, prepared):
         done = clinic.run(*command)
         assert done.code == 0, done.err
     assert (out / "run" / "wandb").exists() == bool(wandb)
+    assert clinic.leaks() == []
+
+
+def test_what_else_is_made_of_patches_and_a_run(clinic, prepared):
+    """An encoder, a report with it and its cache, reports side by side, a smaller generator, and one without torch.
+
+    `python -m evaluate privacy` calls its own made-up patients canaries: see test_end_to_end_audit.
+    """
+    out = clinic.root / "out"
+    seeds, quick = ["--seeds", "0-11"], ["--detector.run", "false", "--draws", 10]
+    export = [("sample", "--run", out / "two", "--export", out / "model.onnx")] if importlib.util.find_spec("onnxruntime") else []
+    for command in (
+        ("train", "--data", out / "points", "--out", out / "two", "--training.steps", 2, *SMALL),
+        ("sample", "--run", out / "two", "--out", out / "drawn", *seeds, "--pictures", "true"),
+        ("sample", "--run", out / "two", "--verify", out / "drawn"),
+        ("evaluate", "encoder", out / "points", "--out", out / "encoder.safetensors", "--steps", 100, "--batch", 8),
+        ("evaluate", out / "points", out / "drawn", "--out", out / "one-report", "--encoder", out / "encoder.safetensors", "--cache-root", out / "cache", *quick),
+        ("evaluate", out / "points", out / "drawn", "--out", out / "other-report", *quick),
+        ("evaluate", "compare", out / "one-report", out / "other-report", "--out", out / "comparison"),
+        ("gan.__main__", "distil", out / "two", "--channels", 2, "--steps", 2, "--out", out / "small"),
+        *export,
+    ):  # fmt: skip
+        done = clinic.run(*command)
+        assert done.code == 0, done.err
+    assert list((out / "cache").iterdir())
     assert clinic.leaks() == []
 
 

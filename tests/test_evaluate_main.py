@@ -256,8 +256,12 @@ def test_samples_of_two_models_have_a_guarantee_when_both_do(command, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "drawn", ["[]", "{", '{"trained_on_sha256": "0"}', '{"models": [{"trained_on_sha256": null}, {"trained_on_sha256": "0"}]}']
-)
+    "drawn",
+    [
+        "[]", "{", pytest.param("[" * 5000, id="deep"), '{"trained_on_sha256": "0"}',
+        '{"models": [{"trained_on_sha256": null}, {"trained_on_sha256": "0"}]}',
+    ],
+)  # fmt: skip
 def test_refuses_samples_of_other_patients_and_damaged_words_on_them(command, tmp_path, drawn):
     real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
     (generated / "sampling.json").write_text(drawn)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluate.key_figures import Figure, Gate
+from evaluate.page import comparison_page
 from evaluate.side_by_side import Read, check_comparable, in_words, ranking, read_report, to_markdown, to_table
 
 COMPARED = {
@@ -61,9 +62,10 @@ def test_other_patients_are_refused_and_other_sizes_noted():
 
 
 def test_a_file_that_is_no_report_is_named(tmp_path):
-    (tmp_path / "report.json").write_text('{"figures": {"x": 3}}')
-    with pytest.raises(ValueError, match=r"report\.json: not a report of this version"):
-        read_report(tmp_path)
+    for text in ('{"figures": {"x": 3}}', "[" * 100_000):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(ValueError, match=r"report\.json: not a report of this version"):
+            read_report(tmp_path)
     (tmp_path / "report.json").write_text(
         json.dumps({"figures": {"frechet.x": {"value": 1.0}}, "verdicts": [{"part": "quality", "level": "good"}], "compared": COMPARED})
     )
@@ -74,6 +76,14 @@ def test_a_name_cannot_break_the_table():
     text = to_markdown(to_table([report("a|b", frechet_x=nearer(1.0)), report("c", frechet_x=nearer(2.0, 1.0, 3.0))]), ["one"])
     assert "a\\|b" in text
     assert "2 (1 to 3)" in text
+
+
+def test_a_name_cannot_become_markup():
+    hostile = report("<script>alert(1)</script>", verdicts={"<i>part": "<i>level"}, **{"frechet_<b>x": nearer(1.0)})
+    page = comparison_page([hostile, report("b", **{"frechet_<b>x": nearer(2.0)})], ["<b>a sentence</b>"])
+    assert "&lt;script&gt;alert(1)" in page
+    for markup in ("<script", "<b>", "<i>"):
+        assert markup not in page
 
 
 FIGURES = {

@@ -128,6 +128,8 @@ def test_damaged_lines_are_passed_over(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(
         b'{"step": 100, "wasserstein": 2.0, "note": "text", "flag": true}\n\n[1]\n7\n{"wasserstein": 3}\n{"step": "x"}\n{"step": NaN}\n\xff\xfe\n'
+        + b"[" * 5000
+        + b"\n"
         b'{"step": 50, "wasserstein": 1}\n{"step": 100, "wasserstein": 4.0}\n{"step": 150, "wasser'
     )
     assert read_history(file) == [{"step": 50, "wasserstein": 1}, {"step": 100, "wasserstein": 4.0}]

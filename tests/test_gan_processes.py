@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from hypothesis import strategies as st
 from data.files import new_folder
 from data.patches import Patch, PatchSpec, PatchWriter
 from gan.checkpoint import load_checkpoint
-from gan.processes import shares
+from gan.config import TrainingConfig
+from gan.processes import Processes, shares
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 OPTIONS = [
@@ -192,4 +195,42 @@ def test_what_one_process_refuses_ends_them_all_with_one_line(command, patches):
         assert process.returncode == 2, err
         assert cause in err
         assert "Traceback" not in err
+    assert load_checkpoint(Path("run")).step == 1
+
+
+@pytest.mark.parametrize(("numbers", "agree"), [((5, 5, 5), True), ((5, 5, 6), False), ((4, 5, 6), False), ((6, 5, 5), False)])
+def test_processes_know_whether_they_agree(numbers, agree):
+    """Three of them, in threads; the sum of 4, 5 and 6 is three times 5."""
+    meet, given = Barrier(len(numbers)), {}
+
+    class OneOfThree(Processes):
+        def __init__(self, rank):
+            super().__init__(TrainingConfig(device="cpu"))
+            self.rank, self.count = rank, len(numbers)
+
+        def sum(self, tensors):
+            given[self.rank] = tensors
+            meet.wait()
+            sums = [sum(parts) for parts in zip(*given.values(), strict=True)]
+            meet.wait()
+            return sums
+
+    everyone = [OneOfThree(rank) for rank in range(len(numbers))]
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        assert list(pool.map(lambda one: one.agree(7, numbers[one.rank]), everyone)) == [agree] * len(numbers)
+    assert Processes(TrainingConfig(device="cpu")).agree(1)
+
+
+@pytest.mark.slow
+def test_machines_that_do_not_share_the_run_folder_are_told(command, patches):
+    """As torchrun starts them on two machines, of which one has a disk of its own."""
+    assert command("train", *OPTIONS, "--training.steps", 1, "--out", "run").code == 0
+    machine = ["-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-id", "two",
+               "--rdzv-endpoint", "localhost:29613"]  # fmt: skip
+    train = [ROOT / "train.py", *OPTIONS, "--training.steps", 3, "--out"]
+    with started(*machine, *train, "run") as one, started(*machine, *train, "elsewhere") as other:
+        for process in (one, other):
+            _, err = process.communicate(timeout=120)
+            assert process.returncode != 0
+            assert "not all processes see the same checkpoint in it, or the same patches; their machines must share both" in err, err
     assert load_checkpoint(Path("run")).step == 1

@@ -1,7 +1,11 @@
 """The house rule: data, gan and evaluate never import one another; only the entry points compose them."""
 
 import ast
+import base64
+import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +51,66 @@ def test_help_teaches_without_loading_torch(command):
     assert "Exit codes" in done.stdout
     # an option whose text starts with its type has no text
     assert not re.findall(r"^  --\S+(?: \S+)?\s+\(type: ", done.stdout, re.MULTILINE)
+
+
+def started(module: str, folder: Path, *first: Path) -> subprocess.CompletedProcess:
+    """`python -m MODULE --help` in a folder, as from an installation that Python finds after `first`."""
+    path = os.pathsep.join(map(str, [*first, ROOT]))
+    return subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(("module", "name"), [("train", "evaluate"), ("train", "gan"), ("gan", "evaluate"), ("evaluate", "data")])
+@pytest.mark.parametrize("place", ["here", "installed"])
+def test_another_package_of_our_name_is_told_in_one_line(tmp_path, module, name, place):
+    """In the current folder, or installed where Python looks first, as Hugging Face's evaluate would be."""
+    (tmp_path / "here").mkdir()
+    theirs = tmp_path / place / name / "__init__.py"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("raise SystemExit('code of another package was run')\n")
+    done = started(module, tmp_path / "here", *[tmp_path / "installed"] * (place == "installed"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: Python finds another `{name}`, {theirs.resolve()}, where lesiongan's, in {ROOT}, is wanted; ")
+
+
+def test_a_file_of_our_name_is_told_and_python_can_be_told_not_to_look_here(tmp_path):
+    (tmp_path / "data.py").write_text("raise SystemExit('code of another program was run')\n")
+    done = started("train", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "another `data`" in done.stderr
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-P", "-m", "train", "--help"], cwd=tmp_path, env=path, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["data", "evaluate"])
+def test_folders_of_files_that_have_our_names_do_no_harm(tmp_path, module):
+    """A hospital's scans lie in a folder called data more often than not."""
+    for name in ("data", "gan", "evaluate", "train", "sample"):
+        (tmp_path / name / "scans").mkdir(parents=True)
+        (tmp_path / name / "scans" / "1.dcm").touch()
+    done = started(module, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Exit codes" in done.stdout
+
+
+@pytest.mark.parametrize("last", ["ours", "theirs"])
+def test_an_installation_over_ours_is_told(tmp_path, last):
+    """pip writes one package's files over another's without a word; whose `__init__.py` is there was installed last."""
+    shutil.copy(ROOT / "lesiongan.py", tmp_path)
+    for name in PACKAGES:
+        (tmp_path / name).mkdir()
+        shutil.copy(ROOT / name / "__init__.py", tmp_path / name)
+    theirs = b"__version__ = '0.4.6'\n"
+    if last == "theirs":
+        (tmp_path / "evaluate" / "__init__.py").write_bytes(theirs)
+    listed, digest = tmp_path / "evaluate-0.4.6.dist-info", base64.urlsafe_b64encode(hashlib.sha256(theirs).digest()).decode().rstrip("=")
+    listed.mkdir()
+    (listed / "METADATA").write_text("Metadata-Version: 2.1\nName: evaluate\nVersion: 0.4.6\n")
+    (listed / "RECORD").write_text(f"evaluate/__init__.py,sha256={digest},{len(theirs)}\n")
+    done = subprocess.run([sys.executable, "-c", "import lesiongan"], cwd=tmp_path, capture_output=True, text=True)
+    if last == "ours":
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(f"error: evaluate 0.4.6 has overwritten lesiongan's `evaluate` in {tmp_path.resolve()}; ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from functools import partial
@@ -76,13 +77,16 @@ def run(options) -> None:
         background=options.background, seed=options.seed, validation=options.validation, test=options.test,
     )  # fmt: skip
     licence = check_licence(options.licence)
-    lesions = read_lesions(options.lesions, ListConfig(options.coordinates, options.class_from, _classes(options.classes), options.readers))
+    src, listed, out = options.src, options.lesions, options.out
+    if options.scheduler:  # whose workers are in folders of their own
+        *src, listed, out = (place and os.path.abspath(place) for place in (*src, listed, out))
+    lesions = read_lesions(listed, ListConfig(options.coordinates, options.class_from, _classes(options.classes), options.readers))
     pseudonyms = read_pseudonyms(options.key)
     workers = Workers(options.processes, options.scheduler)
-    with resumable_folder(options.out) as (folder, parts):
+    with resumable_folder(out) as (folder, parts):
         try:
             outcome = prepare(
-                options.src, lesions, folder, parts, config, pseudonyms, licence=licence, one_each=options.patients == "each",
+                src, lesions, folder, parts, config, pseudonyms, licence=licence, one_each=options.patients == "each",
                 workers=workers, strict=options.strict, warn=partial(print, file=sys.stderr), track=progress,
             )  # fmt: skip
         except BaseException:
