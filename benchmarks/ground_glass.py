@@ -247,7 +247,7 @@ def table(study: Study, found: Mapping[str, NDArray[np.float64]]) -> list[dict[s
     found_rows = []
     for n, arm in enumerate(ARMS):
         low, high = np.quantile(moved[:, n] - moved[:, 0], [0.025, 0.975])
-        interval = np.quantile(moved[:, n], [0.025, 0.975])
+        interval = np.quantile(moved[:, n], [0.025, 0.975]).clip(0, 1)  # seeds are added as if there were room
         difference = [float((values[n] - values[0]).mean()), float(low), float(high)]
         found_rows.append(
             {
