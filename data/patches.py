@@ -107,7 +107,7 @@ class PatchFolder:
             meta = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{path}: no dataset.json in it, so not a patch folder; make one with `python -m data prepare --help`"
+                f"{path}: no dataset.json in it, so not a patch folder; make one with `python -m data prepare` from scans, or `python -m data import` from pictures"
             ) from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path / 'dataset.json'}: not JSON ({error})") from None

@@ -33,6 +33,7 @@ class ImportConfig:
     classes: names for an npz file's labels 0, 1, ...; background: which of them is lesion-free.
     separator: the patient is the part of a picture's file name before it; None: each picture is a patient.
     one_each: a picture that names no patient is known to be another patient's. licence: of the pictures, in words.
+    synthetic: a generator made them; nobody's, and not to be split.
     """
 
     window: Window | None = None
@@ -46,6 +47,7 @@ class ImportConfig:
     test: float = 0.25
     one_each: bool = False
     licence: str = ""
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,19 @@ def import_pictures(
     if window is None:
         window = (0, 255) if first.dtype == np.uint8 else (-32768, 32767)
     # by the patients' own names, so that the split does not change with the pseudonym key
-    splits = split_by_patient({p.patient for p in pictures if not p.split}, config.seed, *_fractions(pictures, config))
+    splits = (
+        {}
+        if config.synthetic
+        else split_by_patient({p.patient for p in pictures if not p.split}, config.seed, *_fractions(pictures, config))
+    )
     writer = PatchWriter(
         out,
         PatchSpec(
             shape=shape, spacing_mm=None if config.spacing_mm is None else (config.spacing_mm,) * len(shape), window=window,
             classes=tuple(labels), unit=unit, background=config.background,
             resampling="none" if shape == first.shape else "linear, smoothed before shrinking",
-            licence=config.licence, patients_known=config.one_each or not any(p.nameless for p in pictures),
+            licence=config.licence, patients_known=config.synthetic or config.one_each or not any(p.nameless for p in pictures),
+            origin="synthetic" if config.synthetic else "real",
         ),
     )  # fmt: skip
     for picture in track(pictures, len(pictures)):
@@ -98,7 +105,7 @@ def import_pictures(
         if gray.shape != first.shape or gray.dtype != first.dtype:
             raise ValueError(f"{source}: one picture is {gray.dtype}{gray.shape}, the first is {first.dtype}{first.shape}")
         patient = pseudonyms.patient(picture.patient)
-        split = picture.split or splits[picture.patient]
+        split = "synthetic" if config.synthetic else picture.split or splits[picture.patient]
         writer.add(Patch(_values(gray, config.window, shape), patient, patient.replace("p-", "s-"), picture.label, split=split))
     writer.finish()
     return writer

@@ -246,6 +246,31 @@ def test_class_folders_of_png_and_jpeg_by_patient(command, tmp_path):
         assert (folder.hu([n]) == (400 if row.label == "solid" else -1000)).all()
 
 
+def test_pictures_of_another_generator_are_compared_whole(command, tmp_path):
+    """Nobody's: none is held out, and a report has no word of its origin to add."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name, count in (("real", 40), ("made", 12)):
+        (tmp_path / name / "solid").mkdir(parents=True)
+        for n in range(count):
+            Image.fromarray(rng.integers(0, 255, (16, 16), np.uint8)).save(tmp_path / name / "solid" / f"{n}_a.png")
+    hu = ("--window", "-1000,400")
+    assert command("data", "import", "real", "--out", "patches", "--separator", "_", *hu).code == 0
+    done = command("data", "import", "made", "--out", "synthetic", "--synthetic", "true", *hu)
+    assert done.code == 0, done.err
+    assert "synthetic: 12 synthetic patches;" in done.out
+    assert "next: python -m evaluate REAL_PATCHES synthetic --out report" in done.out
+    assert "patients" not in done.out
+    folder = PatchFolder.open(tmp_path / "synthetic")
+    assert (folder.spec.origin, len(folder.select(splits=["synthetic"])), len(folder.rows)) == ("synthetic", 12, 12)
+    report = command("evaluate", "patches", "synthetic", "--out", "report", "--detector.run", "false", "--draws", 10)
+    assert report.code == 0, report.err
+    assert "12 synthetic lesion patches were compared" in report.out
+    assert "says that its patches are real" not in report.out
+    assert command("evaluate", "synthetic", "patches", "--out", "reversed").code == 2
+
+
 def png_header(width, height):
     """A PNG that promises a picture of this size and holds nothing."""
 

@@ -58,7 +58,7 @@ SMALLER = {
 
 NEEDS = {
     "README.md": "scans annotations.csv SERIES results.csv seriesuids.csv report-a=report report-b=report nodules context-3d",
-    "docs/auditing.md": "patches synthetic results.csv annotations.csv annotations_excluded.csv seriesuids.csv",
+    "docs/auditing.md": "patches synthetic real-pictures their-pictures results.csv annotations.csv annotations_excluded.csv seriesuids.csv",
     "docs/data.md": "",
     "docs/privacy.md": "patches public-run=plain-run run",
     "docs/sampling.md": "patches=plain run=plain-run context-3d SERIES annotations.csv",
@@ -250,6 +250,10 @@ def shelf(tmp_path_factory) -> Path:
             Path(name).write_text(content)
         for said in STAND_INS.strip().splitlines():
             run(said, set())
+        for name, digits in (("real-pictures", 1), ("their-pictures", 2)):  # as if patients had several
+            shutil.copytree("synthetic/png", Path(name) / "nodule")
+            for n, file in enumerate(sorted(Path(name).rglob("*.png"))):
+                file.rename(file.with_name(f"{n % 5 if digits == 1 else n}_{n}.png"))
     return shelf
 
 

@@ -18,7 +18,8 @@ Without, the patients are not known: splits may share some, and no private run t
 --window says which HU black and white stand for. Without it the gray levels are kept, marked as not HU.
 
   python -m data import luna16_patches.npz --out patches --window -1000,400 \\
-         --classes non-nodule,nodule --background non-nodule --size 32"""
+         --classes non-nodule,nodule --background non-nodule --size 32
+  python -m data import pictures-of-another-generator --out synthetic --window -1000,400 --synthetic true"""
 
 
 def add_arguments(parser) -> None:
@@ -30,6 +31,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--classes", type=str | None, default=None, help="names of an npz file's labels 0,1,..., with commas")
     parser.add_argument("--background", type=str | None, default=None, help="the class that is lesion-free")
     parser.add_argument("--separator", type=str | None, default=None, help="a file name's part before it is the patient")
+    parser.add_argument("--synthetic", type=bool, default=False, help="true: a generator made them; for python -m evaluate PATCHES OUT")
 
 
 def run(options) -> None:
@@ -46,16 +48,23 @@ def run(options) -> None:
         classes=None if options.classes is None else tuple(name.strip() for name in options.classes.split(",")),
         background=options.background, separator=options.separator, seed=options.seed,
         validation=options.validation, test=options.test, one_each=options.patients == "each", licence=check_licence(options.licence),
+        synthetic=options.synthetic,
     )  # fmt: skip
     pseudonyms = read_pseudonyms(options.key)
     with new_folder(options.out) as folder:
         writer = import_pictures(Path(options.src), folder, config, pseudonyms, lambda items, total: progress(items, "pictures", total))
         write_folder_preview(folder)
     patches, patients = writer.patches.total(), len(writer.patients)
-    print(f"{options.out}: {patches} patches of {patients} patients; look at {options.out}/preview.png")
-    print_table(writer.patches)
+    made = f"{patches} synthetic patches" if options.synthetic else f"{patches} patches of {patients} patients"
+    print(f"{options.out}: {made}; look at {options.out}/preview.png")
+    if not options.synthetic:
+        print_table(writer.patches)
     if not writer.spec.patients_known:
         print("  note: patients are not known, each picture counts as one; give *_groups or --separator, or --patients each if that is so")
     if config.window is None:
         print("  note: the HU window is unknown, so these are gray levels, not HU; give --window to change that")
-    print(f"next: python train.py --data {options.out} --out run")
+    print(
+        f"next: python -m evaluate REAL_PATCHES {options.out} --out report"
+        if options.synthetic
+        else f"next: python train.py --data {options.out} --out run"
+    )
