@@ -493,21 +493,20 @@ def _part(drawing: Drawing, spec: PatchSpec, formats: Sequence[str], folder: Pat
         ) for n, seed in enumerate(drawing.seeds[first : first + count])
     ]  # fmt: skip
     into = in_words(drawing.backgrounds.origin) if drawing.backgrounds else ""
-    masks = _masks(taken.patches, taken.anatomy, asked.asked_mm, spec) if "seg" in formats else None
+    masks = _masks(hu, taken.patches, taken.anatomy, asked.asked_mm, spec) if "seg" in formats else None
     return Part(folder, hu, samples, spec, formats, _version(), tally.facts(), masks, into)
 
 
-def _masks(patches: np.ndarray, anatomy: np.ndarray | None, asked_mm: np.ndarray, spec: PatchSpec) -> np.ndarray:
-    """bool (N, *S): the lesions of patches (N, 1, *S) in [-1, 1]; by what was changed, where they were drawn into anatomy."""
+def _masks(hu: np.ndarray, patches: np.ndarray, anatomy: np.ndarray | None, asked_mm: np.ndarray, spec: PatchSpec) -> np.ndarray:
+    """bool (N, *S): the lesions of patches (N, 1, *S) in [-1, 1], which are hu (N, *S); by what was changed, where they were drawn into anatomy."""
     spacing = spec.spacing_mm or (1.0,) * len(spec.shape)
     if anatomy is not None:
         from gan.context import lesion_masks, scene_of
 
         return lesion_masks(patches, scene_of(anatomy, spacing, asked_mm))
-    from data.preprocess import from_unit
     from evaluate.attributes import central_component
 
-    return central_component(from_unit(patches[:, 0], spec.window), spacing, spec.window)
+    return central_component(hu, spacing, spec.window)
 
 
 def _finish(
@@ -591,7 +590,7 @@ def _verify(options: Namespace) -> int:
         drawn.append(draw(model, [one.seed], one.attempt, np.array([one.asked_mm]), condition, limit, backgrounds))
     patches, anatomy = np.concatenate([one for one, _ in drawn]), np.concatenate([free for _, free in drawn]) if backgrounds else None
     hu, asked_mm = from_unit(patches[:, 0], folder.window), np.array([one.asked_mm for one in chosen])
-    masks = _masks(patches, anatomy, asked_mm, folder.spec) if "seg" in formats else None
+    masks = _masks(hu, patches, anatomy, asked_mm, folder.spec) if "seg" in formats else None
     into = in_words(str(said.get("anatomy"))) if backgrounds else ""
     part = Part(folder.path, hu, chosen, folder.spec, formats, str(said.get("version")), {}, masks, into)
     differ = other_files(part)
@@ -737,13 +736,13 @@ def _drawn_into(model: Model, spec: PatchSpec, truncation: float | None, tally: 
     import numpy as np
 
     from data.preprocess import to_unit
-    from gan.context import CONTRAST, VISIBLE, contrast
+    from gan.context import CONTRAST, seen_in
     from gan.sampling import candidates, implant
     from gan.selection import select
 
     def draw(cubes: np.ndarray, placed: Sequence[Placed]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         assert spec.spacing_mm is not None
-        spacing, streams = spec.spacing_mm, np.array([one.stream for one in placed], dtype=object)
+        streams = np.array([one.stream for one in placed], dtype=object)
         backgrounds, mm = to_unit(cubes, spec.window)[:, None], np.array([one.diameter_mm for one in placed])
         condition = model.conditions.encode([one.label for one in placed], mm) if model.conditions.size else None
         masks = np.zeros(cubes.shape, bool)
@@ -754,14 +753,11 @@ def _drawn_into(model: Model, spec: PatchSpec, truncation: float | None, tally: 
             masks[rows] = np.concatenate([mask for _, mask in drawn])
             return np.concatenate([patches for patches, _ in drawn])
 
-        def seen(patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            found = contrast(patches, backgrounds[rows], spacing, mm[rows])
-            return found, found >= VISIBLE
-
         def told(row: int) -> str:
             return f"seed {placed[row].seed}, lesion {placed[row].number}"
 
-        taken = select(len(placed), candidate, {CONTRAST: seen}, tally, told, TRIES_INTO)
+        tests = {CONTRAST: seen_in(backgrounds, spec.spacing_mm, mm)}
+        taken = select(len(placed), candidate, tests, tally, told, TRIES_INTO)
         for patch, background, cube, mask in zip(taken.patches, backgrounds, cubes, masks, strict=True):
             yield cube + (patch - background)[0] * ((spec.window[1] - spec.window[0]) / 2), mask
 

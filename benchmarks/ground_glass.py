@@ -202,9 +202,10 @@ class Study:
             trainer.update(data)
         trainer.settle(data)
         wanted = rng.choice(of_rare, count)
-        condition, found = conditions.encode([RARE] * count, wanted), []
+        condition = conditions.encode([RARE] * count, wanted)
         if way == "context":
             return from_unit(composites(trainer, wanted, rng, condition)[:, 0], WINDOW)
+        found = []
         for some in np.array_split(np.arange(count), -(-count // 50)):
             z = torch.from_numpy(rng.standard_normal((len(some), trainer.average.latent), dtype=np.float32))
             with torch.inference_mode():

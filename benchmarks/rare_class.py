@@ -72,7 +72,7 @@ from evaluate.detector import CLASSIC, POLICY, REAL, VERSION, Arm, DetectorSet, 
 from evaluate.detector_store import DetectorStore, content_hash
 from evaluate.scores import METRICS, NUMBERS_AT_ONCE, Scores, _metric_table, _patient_counts, area_under_roc, choose_threshold
 from gan.config import NetworkConfig, TrainingConfig
-from gan.context import CONTRAST, VISIBLE, Backgrounds, contrast, scene_of
+from gan.context import CONTRAST, Backgrounds, scene_of, seen_in
 from gan.selection import Tally, select
 from gan.trainer import Trainer, TrainingSet, draw
 from gan.training import in_memory
@@ -236,21 +236,22 @@ def composites(
 
     condition: float32 (N, K). anatomy: the lesion-free patches, float32 (N, 1, *S); None: drawn anew for each try.
     """
-    backgrounds, contrasts = trainer.backgrounds, np.zeros(len(diameters_mm))
+    backgrounds = trainer.backgrounds
     assert backgrounds is not None
+    free = np.empty((len(diameters_mm), 1, *trainer.shape), np.float32) if anatomy is None else anatomy
 
     def candidates(rows: np.ndarray, attempt: int) -> np.ndarray:
         found = []
         for some in np.array_split(rows, -(-len(rows) // 50)):
             z = torch.from_numpy(rng.standard_normal((len(some), trainer.average.latent), dtype=np.float32))
             mm = diameters_mm[some]
-            free = backgrounds.draw(rng, mm)[0] if anatomy is None else anatomy[some]
+            if anatomy is None:
+                free[some] = backgrounds.draw(rng, mm)[0]
             given = None if condition is None else torch.from_numpy(condition[some])
-            found.append(draw(trainer.average, z, given, scene_of(free, backgrounds.spacing_mm, mm)).numpy())
-            contrasts[some] = contrast(found[-1], free, backgrounds.spacing_mm, mm)
+            found.append(draw(trainer.average, z, given, scene_of(free[some], backgrounds.spacing_mm, mm)).numpy())
         return np.concatenate(found)
 
-    tests = {CONTRAST: lambda patches, rows: (contrasts[rows], contrasts[rows] >= VISIBLE)}
+    tests = {CONTRAST: seen_in(free, backgrounds.spacing_mm, diameters_mm)}
     return select(len(diameters_mm), candidates, tests, Tally(), "composite {}".format).patches
 
 

@@ -10,7 +10,7 @@ Shapes: N patches, 1 channel, *S = (H, W) or (D, H, W). Patches are float32 in [
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple, Protocol
@@ -32,8 +32,11 @@ UNKNOWN_MM = 8.0
 """The diameter of a lesion of which none is known: a constant, so that in a private run no patient's depends on another's."""
 CHANGED = 0.5
 """A voxel belongs to the lesion where it was changed by this share of what the lesion's middle was."""
-CONTRAST, CORE, VISIBLE = "contrast", 0.7, 0.2
-"""See `contrast`; its name among what is measured of samples, how much of the radius, and from which on. A tenth of the window: 140 HU of the usual 1,400, about half of what faint ground glass differs from lung by."""
+CONTRAST, CORE = "contrast", 0.7
+"""What `contrast` is called among what is measured of samples, and the share of a lesion's radius within which it is."""
+VISIBLE = 0.2
+"""The contrast from which on a lesion can be seen: a tenth of the window, 140 HU of the usual 1,400, about half of what faint ground glass
+differs from lung by."""
 
 ORIGINS: Mapping[str, str] = {
     "cohort": "patients of the cohort that the model was trained on",
@@ -207,12 +210,28 @@ _POOL = {2: nn.functional.avg_pool2d, 3: nn.functional.avg_pool3d}
 
 def contrast(patches: np.ndarray, backgrounds: np.ndarray, spacing_mm: Sequence[float], diameters_mm: np.ndarray) -> np.ndarray:
     """float64 (N,), in [0, 2]: how far lesions stand out from the anatomy (N, 1, *S) they were drawn into: the mean absolute change within
-    CORE of the radius. Below VISIBLE none can be seen, and a patch that is said to show one would be wrong."""
+    CORE of the radius."""
     change = np.abs(patches.astype(np.float64) - backgrounds)
     distance = _distance(patches.shape[2:], spacing_mm)
     radii = np.maximum(np.asarray(diameters_mm) / 2 * CORE, distance.min()).reshape(-1, *[1] * distance.ndim)
     inside = distance <= radii
     return (change[:, 0] * inside).sum(axis=tuple(range(1, change.ndim - 1))) / inside.reshape(len(inside), -1).sum(1)
+
+
+def seen_in(
+    anatomy: np.ndarray, spacing_mm: Sequence[float], diameters_mm: np.ndarray
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The test (see selection.py) that a lesion can be seen in its anatomy (N, 1, *S): of candidates (n, 1, *S), and which of the N they are
+    for, the contrasts, and whether they are enough. A patch that is said to show what nobody can see would be a wrong label.
+
+    anatomy is looked at when candidates come, so that whoever draws them may draw it anew.
+    """
+
+    def seen(patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = contrast(patches, anatomy[rows], spacing_mm, diameters_mm[rows])
+        return found, found >= VISIBLE
+
+    return seen
 
 
 def lesion_masks(patches: np.ndarray, scene: Scene) -> np.ndarray:

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from gan.context import CONTRAST, VISIBLE, Backgrounds, contrast
+from gan.context import CONTRAST, Backgrounds, seen_in
 from gan.orders import Orders, Request, orders, which_model
 from gan.sampling import Model, candidates, composites, critic_scores, generate
 from gan.selection import Taken, Tally, Test, select
@@ -76,27 +76,24 @@ class Drawing:
         """
         seeds, tally = self.seeds[first : first + count], Tally()
         asked, model_of = self.asked(seeds, first), which_model(seeds, self.shares)
-        anatomy = None if self.backgrounds is None else np.empty((len(seeds), 1, *self.backgrounds.shape), np.float32)
+        shape = (1, *self.models[0].trained_on["shape"])
+        anatomy = None if self.backgrounds is None else np.empty((len(seeds), *shape), np.float32)
 
         def draw(rows: np.ndarray, attempt: int) -> np.ndarray:
-            found: np.ndarray | None = None
-            for n in range(len(self.models)):
+            found = np.empty((len(rows), *shape), np.float32)
+            for n in np.unique(model_of[rows]):
                 mine = np.flatnonzero(model_of[rows] == n)
-                if len(mine):
-                    patches, free = self._candidates(n, seeds, attempt, asked, rows[mine])
-                    found = np.empty((len(rows), *patches.shape[1:]), patches.dtype) if found is None else found
-                    found[mine] = patches
-                    if anatomy is not None:
-                        anatomy[rows[mine]] = free
-            assert found is not None
+                found[mine], free = self._candidates(n, seeds, attempt, asked, rows[mine])
+                if anatomy is not None:
+                    anatomy[rows[mine]] = free
             return found
 
         def checked(check: Check, patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return check(patches, asked, rows)
 
         tests: dict[str, Test] = {name: partial(checked, check) for name, check in self.checks.items()}
-        if anatomy is not None:
-            tests[CONTRAST] = partial(self._seen, anatomy, asked)
+        if self.backgrounds is not None and anatomy is not None:
+            tests[CONTRAST] = seen_in(anatomy, self.backgrounds.spacing_mm, asked.asked_mm)
         if self.quality is not None:
             tests[QUALITY] = partial(self._score, model_of, asked)
         taken = select(count, draw, tests, tally, lambda row: asked.words(row, seeds[row]))
@@ -121,11 +118,6 @@ class Drawing:
         one = self.models[model]
         mine = [seeds[row] for row in rows]
         return draw(one, mine, attempt, asked.asked_mm[rows], asked.condition(one.conditions, rows), self.truncation, self.backgrounds)
-
-    def _seen(self, anatomy: np.ndarray, asked: Orders, patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        assert self.backgrounds is not None
-        found = contrast(patches, anatomy[rows], self.backgrounds.spacing_mm, asked.asked_mm[rows])
-        return found, found >= VISIBLE
 
     def _score(self, model_of: np.ndarray, asked: Orders, patches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, least = np.empty(len(rows)), np.empty(len(rows))

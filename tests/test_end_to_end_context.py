@@ -80,7 +80,7 @@ def test_only_lesions_that_can_be_seen_are_kept(command, patches, tmp_path, no_c
     assert command(*CONTEXT, "--out", "run").code == 0
 
     def drawn(name: str, visible: float):
-        monkeypatch.setattr("gan.drawing.VISIBLE", visible)
+        monkeypatch.setattr("gan.context.VISIBLE", visible)
         return command("sample", "--run", "run", "--backgrounds", "patches", "--out", name, "--seeds", "0-49")
 
     def rows(name: str) -> list[dict[str, str]]:
