@@ -323,10 +323,9 @@ def _spec(run: str, model: Model) -> PatchSpec:
 
 
 def _check_fits(folder: PatchFolder, spec: PatchSpec, option: str) -> None:
-    for name in ("shape", "spacing_mm", "window", "unit"):
+    if name := folder.spec.misfit(spec):
         theirs, ours = getattr(folder, name), getattr(spec, name)
-        if theirs != ours:
-            raise ValueError(f"{option} {folder.path}: its {name} is {theirs}, and the model draws {ours}; they do not fit")
+        raise ValueError(f"{option} {folder.path}: its {name} is {theirs}, and the model draws {ours}; they do not fit")
 
 
 def _likeness(folder: PatchFolder, known: bool) -> Likeness:

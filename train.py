@@ -348,11 +348,10 @@ def _backgrounds(folder: PatchFolder, config: ContextConfig) -> tuple[Background
     from gan.context import Backgrounds
 
     other = PatchFolder.open(config.backgrounds) if config.backgrounds else folder
-    for name in ("shape", "spacing_mm", "window", "unit"):
-        if getattr(other, name) != getattr(folder, name):
-            raise ValueError(
-                f"{other.path}: its {name} is {getattr(other, name)}, that of {folder.path} {getattr(folder, name)}; they do not fit"
-            )
+    if name := other.spec.misfit(folder.spec):
+        raise ValueError(
+            f"{other.path}: its {name} is {getattr(other, name)}, that of {folder.path} {getattr(folder, name)}; they do not fit"
+        )
     mine = other.content_hash == folder.content_hash
     if mine != (config.origin == "cohort"):
         raise ValueError(

@@ -1,6 +1,6 @@
 """What synthetic nodules are worth where real ones are few: in real nodules, by what a detector learns from them.
 
-  python benchmarks/rare_class.py --work rare --json rare.json      about 80 minutes of CPU time; stop it, give the command again, and it goes on
+  python benchmarks/rare_class.py --work rare --json rare.json      about 95 minutes of CPU time; stop it, give the command again, and it goes on
   python benchmarks/rare_class.py --work rare --split test          the one look at the test groups, at the end; what is trained is not trained again
   python benchmarks/rare_class.py --quick                           under two minutes; shows that it works, and nothing of worth
 

@@ -64,6 +64,10 @@ class PatchSpec:
     licence: str = ""
     patients_known: bool = True
 
+    def misfit(self, other: PatchSpec) -> str | None:
+        """The first of shape, spacing_mm, window and unit that two kinds of patches differ in; None where they can be put side by side."""
+        return next((name for name in ("shape", "spacing_mm", "window", "unit") if getattr(self, name) != getattr(other, name)), None)
+
 
 @dataclass(frozen=True)
 class Patch:

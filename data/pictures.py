@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -73,6 +73,8 @@ def import_pictures(
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
     pictures = _from_tree(source, config) if source.is_dir() else _from_npz(source, config)
+    if config.synthetic:
+        pictures = [replace(picture, split="synthetic", nameless=False) for picture in pictures]
     labels = list(config.classes or sorted({p.label for p in pictures}))
     if len(set(labels)) < len(labels):
         raise ValueError(f"classes {', '.join(labels)}: one name is there twice")
@@ -85,18 +87,14 @@ def import_pictures(
     if window is None:
         window = (0, 255) if first.dtype == np.uint8 else (-32768, 32767)
     # by the patients' own names, so that the split does not change with the pseudonym key
-    splits = (
-        {}
-        if config.synthetic
-        else split_by_patient({p.patient for p in pictures if not p.split}, config.seed, *_fractions(pictures, config))
-    )
+    splits = split_by_patient({p.patient for p in pictures if not p.split}, config.seed, *_fractions(pictures, config))
     writer = PatchWriter(
         out,
         PatchSpec(
             shape=shape, spacing_mm=None if config.spacing_mm is None else (config.spacing_mm,) * len(shape), window=window,
             classes=tuple(labels), unit=unit, background=config.background,
             resampling="none" if shape == first.shape else "linear, smoothed before shrinking",
-            licence=config.licence, patients_known=config.synthetic or config.one_each or not any(p.nameless for p in pictures),
+            licence=config.licence, patients_known=config.one_each or not any(p.nameless for p in pictures),
             origin="synthetic" if config.synthetic else "real",
         ),
     )  # fmt: skip
@@ -105,7 +103,7 @@ def import_pictures(
         if gray.shape != first.shape or gray.dtype != first.dtype:
             raise ValueError(f"{source}: one picture is {gray.dtype}{gray.shape}, the first is {first.dtype}{first.shape}")
         patient = pseudonyms.patient(picture.patient)
-        split = "synthetic" if config.synthetic else picture.split or splits[picture.patient]
+        split = picture.split or splits[picture.patient]
         writer.add(Patch(_values(gray, config.window, shape), patient, patient.replace("p-", "s-"), picture.label, split=split))
     writer.finish()
     return writer

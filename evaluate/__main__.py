@@ -266,16 +266,11 @@ def _check_origin(drawn: Mapping[str, Any], real: PatchFolder, synthetic: PatchF
 
 
 def _check_comparable(real: PatchFolder, synthetic: PatchFolder) -> None:
-    for name, ours, theirs in (
-        ("shape", real.shape, synthetic.shape),
-        ("spacing (mm)", real.spacing_mm, synthetic.spacing_mm),
-        ("window", real.window, synthetic.window),
-        ("unit", real.unit, synthetic.unit),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"real and synthetic patches differ in {name}: {ours} and {theirs}; evaluate against the folder that the generator was trained on"
-            )
+    if name := real.spec.misfit(synthetic.spec):
+        told, ours, theirs = name.replace("_mm", " (mm)"), getattr(real, name), getattr(synthetic, name)
+        raise ValueError(
+            f"real and synthetic patches differ in {told}: {ours} and {theirs}; evaluate against the folder that the generator was trained on"
+        )
 
 
 def _patches(folder: PatchFolder, rows: Rows, split: str, classes: Sequence[str]) -> PatchSet:

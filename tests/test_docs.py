@@ -121,10 +121,8 @@ SAID = {f"{page}:{line}": said for page in PAGES for block in blocks(page) if no
 def called(words: list[str]) -> object:
     """What the main function returns that `python ...` calls."""
     _, first, *rest = [word for word in words if word != "-P"]
-    module = (
-        f"{rest[0]}.__main__" if first == "-m" and (ROOT / rest[0]).is_dir() else rest[0] if first == "-m" else first.removesuffix(".py")
-    )
-    name, *arguments = joined_values([module, *(rest[1:] if first == "-m" else rest)])
+    named, *rest = rest if first == "-m" else [first.removesuffix(".py"), *rest]
+    name, *arguments = joined_values([f"{named}.__main__" if (ROOT / named).is_dir() else named, *rest])
     if not name.startswith("benchmarks/"):
         return importlib.import_module(name).main(arguments)
     with contextmanager(benchmark)(name.removeprefix("benchmarks/")) as module, pytest.MonkeyPatch.context() as patch:
@@ -146,7 +144,9 @@ def understand(said: str, complete: bool = True) -> None:
         raise Understood
 
     if words[0] == "python":
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as strict, pytest.MonkeyPatch.context() as patch:
+            whole_names = property(lambda _: False, lambda *_: None)  # argparse takes an option by its first letters, too
+            strict.setattr(argparse.ArgumentParser, "allow_abbrev", whole_names, raising=False)
             for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
                 patch.setattr(kind, "parse_args", only_read)
             with pytest.raises(Understood):

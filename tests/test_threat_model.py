@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "threat-model.md").read_text()
 NAMED = re.findall(r"(test_\w+)::(test_\w+)", PAGE)
 SOURCES = [
     *(file for name in ("data", "gan", "evaluate") for file in (ROOT / name).rglob("*.py")),
-    *map(ROOT.joinpath, ("train.py", "sample.py")),
+    *map(ROOT.joinpath, ("train.py", "sample.py", "lesiongan.py")),
 ]
 
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
