@@ -59,7 +59,7 @@ A sample depends on the model, its seed and what it is asked for only, so it can
   python sample.py --run run --verify synthetic                              draws some of them again and compares bytes
   python sample.py --run run --out moving --pictures true                    also strips from seed to seed, and an animation that loops
   python sample.py --run run --export model.onnx                             for machines without torch
-  python sample.py --run run --into SERIES --count 3 --class solid --diameter 6-12 --seeds 0-9 --out scans    into a whole scan
+  python sample.py --run context-3d --into SERIES --count 3 --class solid --diameter 6-12 --seeds 0-9 --out scans    into a whole scan
 
 Where a diameter is asked for, or matched, it is measured in the sample, and a sample that misses it is drawn again, as is a lesion that
 cannot be seen in the anatomy it was drawn into: what was turned down is counted. In the output: a patch folder (dataset.json, patches.csv, shards) that `python -m evaluate` reads, samples.csv (what each
@@ -67,7 +67,7 @@ was drawn for and what was measured), sampling.json (models, settings, what was 
   png    16-bit gray, level = HU + 2048       nifti  with spacing       dicom  CT images marked as synthetic       seg  their lesions
 
 --into sets lesions into a CT series: a series of DICOM for each seed, every voxel outside the lesions as it was, with annotations.csv
-(as LUNA16's), a segmentation of each lesion and lesions.csv. It takes a run of train.py --context.on true.
+(as LUNA16's), a segmentation of each lesion and lesions.csv. It takes a run of train.py --context.on true on cubes (prepare --dims 3).
 
 Interrupted, the same command goes on where it stopped, but with --into, which leaves nothing. Exit codes: 0 done, 1 --verify found a difference, 2 bad input,
 130 or 143 interrupted."""
@@ -561,7 +561,7 @@ def _verify(options: Namespace) -> int:
         said = json.loads((folder.path / "sampling.json").read_text(encoding="utf-8"))
         formats, limit = list(said["formats"]), (said["truncation"] or {}).get("limit")
         average, steps = bool(said["average"]), {int(one["step"]) for one in said["models"]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder.path}/sampling.json: not as sample.py wrote it ({type(error).__name__}: {error})") from None
     models = {}
     for run, step in product(options.run, sorted(steps)):

@@ -562,11 +562,14 @@ def test_what_cannot_be_verified_is_one_line(draw, drawn, place, tmp_path):
     other_shard(tmp_path / "damaged", mended=False)
     shutil.copytree(drawn, tmp_path / "unsaid")
     (tmp_path / "unsaid" / "sampling.json").write_text("{}")
+    shutil.copytree(drawn, tmp_path / "deep")
+    (tmp_path / "deep" / "sampling.json").write_text("[" * 100_000)
     for runs, folder, cause in (
         ("private", drawn, "drawn from the model"),
         ("asked", drawn, "which is in no --run given"),
         ("asked other", tmp_path / "damaged", "does not match its hash"),
         ("asked other", tmp_path / "unsaid", "sampling.json: not as sample.py wrote it"),
+        ("asked other", tmp_path / "deep", "sampling.json: not as sample.py wrote it"),
         ("asked", place / "patches", "sampling.json"),
         ("asked", tmp_path / "gone", "no such patch folder"),
     ):
