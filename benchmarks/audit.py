@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.quality import luna_patches
 from data.command import run_command
 from data.patches import PatchFolder, WindowedPatches
-from evaluate.__main__ import attack
+from evaluate.commands.privacy import attack
 from evaluate.privacy_audit import ERROR, AttackResult, attack_result
 from evaluate.privacy_report import ATTACKS
 from gan.canaries import WatchedTrainer, coins, crafted, crafted_pictures, look_every

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data.command import command_parser, run_command
+from data.command import command_parser, run_command, run_one_of
 from data.commands import augment, convert, phantom, pictures, prepare, report
 
 DESCRIPTION = """Turn CT into patches of HU that a GAN can train on.
@@ -26,16 +26,9 @@ half-written, and `prepare` goes on where it was when run again."""
 COMMANDS = {"phantom": phantom, "prepare": prepare, "import": pictures, "augment": augment, "convert": convert, "report": report}
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int | None:
     """Reads the command line and runs one of the commands."""
-    parser = command_parser("python -m data", DESCRIPTION)
-    subcommands = parser.add_subcommands(dest="command", title="commands", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        one = command_parser(f"python -m data {name}", command.DESCRIPTION)
-        command.add_arguments(one)
-        subcommands.add_subcommand(name, one, help=command.DESCRIPTION.splitlines()[0].rstrip("."))
-    options = parser.parse_args(list(arguments))
-    COMMANDS[options.command].run(options[options.command])
+    return run_one_of(COMMANDS, command_parser("python -m data", DESCRIPTION), arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the four commands share: how options are read, how errors and progress are shown."""
+"""What all commands share: how options are read, how errors and progress are shown."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
@@ -28,6 +28,26 @@ MOST_SETTINGS, DEEPEST_SETTING = 10_000, 20
 def command_parser(prog: str, description: str) -> ArgumentParser:
     """A parser that shows defaults, reads --config FILE.yaml, and refuses unknown keys and wrong types."""
     return ArgumentParser(prog=prog, description=description, formatter_class=LineKeepingFormatter, exit_on_error=False)
+
+
+class Command(Protocol):
+    """A module of a package's `commands`."""
+
+    DESCRIPTION: str
+
+    def add_arguments(self, parser: ArgumentParser) -> None: ...
+    def run(self, options: Namespace) -> int | None: ...
+
+
+def run_one_of(commands: Mapping[str, Command], parser: ArgumentParser, arguments: Sequence[str]) -> int | None:
+    """Reads which of the commands is meant, and its options, and runs it."""
+    subcommands = parser.add_subcommands(dest="command", title="commands", metavar="COMMAND")
+    for name, command in commands.items():
+        one = command_parser(f"{parser.prog} {name}", command.DESCRIPTION)
+        command.add_arguments(one)
+        subcommands.add_subcommand(name, one, help=command.DESCRIPTION.splitlines()[0].rstrip("."))
+    options = parser.parse_args(list(arguments))
+    return commands[options.command].run(options[options.command])
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
@@ -143,3 +163,17 @@ def stages() -> Iterator[Callable[[str], None]]:
             yield status.update
     else:
         yield lambda words: print(words, file=sys.stderr, flush=True)
+
+
+def time_left() -> Callable[[float, float], None]:
+    """A function to be told (share done, seconds since the start): it says on stderr how long it will take, after some seconds, then every half minute."""
+    due = 3.0
+
+    def tell(progress: float, seconds: float) -> None:
+        nonlocal due
+        if seconds >= due and progress < 1:
+            due = seconds + 30
+            minutes, left = divmod(round(seconds * (1 - progress) / progress), 60)
+            print(f"{progress:.0%} done, {minutes} min {left:02d} s left", file=sys.stderr, flush=True)
+
+    return tell

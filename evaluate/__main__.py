@@ -1,33 +1,26 @@
-"""`python -m evaluate`: two patch folders in, report.json and report.html out; `python -m evaluate privacy`: a run in, its audit out."""
+"""`python -m evaluate`: two patch folders in, report.json and report.html out; further commands in `commands`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import lesiongan  # noqa: F401  first: it ends with one line where another's package has the name of one of these
 from data.command import command_parser, parse, run_command, stages
-from evaluate import compare_command, encoder_command, froc_command, privacy_command
+from evaluate.commands import compare, encoder, froc, privacy
 from evaluate.config import EvaluateConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from data.patches import PatchFolder
     from data.quality import Rows
     from evaluate.cohort import Cohort, PatchSet
     from evaluate.key_figures import Gate
-    from evaluate.privacy_report import PrivacyReport
-    from gan.canaries import Canaries
-    from gan.conditions import Conditions
-    from gan.trainer import Trainer, TrainingSet
 
+COMMANDS = {"compare": compare, "encoder": encoder, "froc": froc, "privacy": privacy}
 DESCRIPTION = """Judge synthetic lesion patches: how good, how new, how useful.
 
   python -m evaluate patches synthetic --out report
@@ -51,10 +44,12 @@ Interrupted, the same command goes on where it stopped. Exit codes: 0 done, 1 a 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reads the command line and both folders, evaluates, writes the report; or what `compare`, `encoder`, `froc` or `privacy` does."""
-    others = {"privacy": privacy, "compare": compare, "encoder": encoder, "froc": froc}
-    if arguments and arguments[0] in others:
-        return others[arguments[0]](arguments[1:])
+    """Reads the command line and both folders, evaluates, writes the report; or does what another command does."""
+    if arguments and arguments[0] in COMMANDS:
+        other = COMMANDS[arguments[0]]
+        parser = command_parser(f"python -m evaluate {arguments[0]}", other.DESCRIPTION)
+        other.add_arguments(parser)
+        return other.run(parse(parser, arguments[1:]))
     parser = command_parser("python -m evaluate", DESCRIPTION)
     parser.add_argument("real", type=str, help="patch folder of real patients")
     parser.add_argument("synthetic", type=str, help="patch folder of synthetic patches")
@@ -281,232 +276,6 @@ def _patches(folder: PatchFolder, rows: Rows, split: str, classes: Sequence[str]
 
     chosen = np.flatnonzero((rows.split == split) & np.isin(rows.label, list(classes)))
     return PatchSet(folder.hu(rows.index[chosen]), rows.id[chosen], rows.label[chosen], rows.patient[chosen])
-
-
-def encoder(arguments: Sequence[str]) -> int:
-    """Reads a patch folder and trains an encoder on its training patients."""
-    parser = command_parser("python -m evaluate encoder", encoder_command.DESCRIPTION)
-    encoder_command.add_arguments(parser)
-    options = parse(parser, arguments)
-    encoder_command.check(options)
-
-    from data.patches import PatchFolder
-    from data.quality import scanned_rows
-
-    folder = PatchFolder.open(options.patches)
-    folder.verify()
-    rows = scanned_rows(folder)
-    mine = rows.split == "train"
-    patches = encoder_command.TrainingPatches(
-        folder.hu(rows.index[mine]), rows.patient[mine].tolist(), folder.spacing_mm, folder.window, folder.unit, folder.content_hash
-    )
-    print(encoder_command.run(options, patches, _progress_lines()))
-    return 0
-
-
-def compare(arguments: Sequence[str]) -> int:
-    """Reads several reports and puts them side by side."""
-    parser = command_parser("python -m evaluate compare", compare_command.DESCRIPTION)
-    compare_command.add_arguments(parser)
-    options = parse(parser, arguments)
-
-    from data.files import new_folder
-    from evaluate.side_by_side import check_comparable, in_words, read_report, to_markdown, to_table, to_text
-
-    names = options.names.split(",") if options.names else [None] * len(options.reports)
-    if len(names) != len(options.reports):
-        raise ValueError(f"--names has {len(names)} names for {len(options.reports)} reports")
-    reports = [read_report(path, name) for path, name in zip(options.reports, names, strict=True)]
-    sentences = [*check_comparable(reports), *in_words(reports)]
-    table = to_table(reports)
-    print(to_text(table))
-    print("\n" + "\n".join(f"- {sentence}" for sentence in sentences))
-    if options.out:
-        from evaluate.page import comparison_page
-
-        with new_folder(options.out) as out:
-            (out / "comparison.html").write_text(comparison_page(reports, sentences), encoding="utf-8")
-            (out / "comparison.md").write_text(to_markdown(table, sentences), encoding="utf-8")
-        print(f"\n{options.out}/comparison.html\n{options.out}/comparison.md")
-    return 0
-
-
-def froc(arguments: Sequence[str]) -> int:
-    """Reads a detector's candidates and the nodules that are there; prints the free-response ROC."""
-    parser = command_parser("python -m evaluate froc", froc_command.DESCRIPTION)
-    froc_command.add_arguments(parser)
-    options = parse(parser, arguments)
-
-    from data.files import new_folder
-    from evaluate.froc_report import to_text
-
-    with new_folder(options.out) if options.out else nullcontext() as out:
-        report = froc_command.run(options)
-        if out:
-            froc_command.write(report, out)
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(to_text(report))
-    if options.out:
-        print(f"\n{options.out}/froc.json\n{options.out}/froc.csv\n{options.out}/froc.png")
-    return 0
-
-
-def privacy(arguments: Sequence[str]) -> int:
-    """Reads the command line, a run and its patches, trains a copy with canaries and attacks it; 1 when its guarantee is broken."""
-    parser = command_parser("python -m evaluate privacy", privacy_command.DESCRIPTION)
-    privacy_command.add_arguments(parser)
-    options = parse(parser, arguments)
-
-    import numpy as np
-
-    from data.files import new_folder
-    from data.patches import PatchFolder
-    from evaluate.privacy_report import bounds_picture, to_html, to_text
-    from evaluate.privacy_report import to_json as audit_json
-    from gan.canaries import coins, critic_steps_of, look_every, untrained_copy
-    from gan.checkpoint import load_checkpoint
-    from gan.conditions import Conditions
-    from gan.networks import device_of
-    from gan.private_trainer import PrivateTrainer
-
-    run, folder = Path(options.run), PatchFolder.open(options.patches)
-    checkpoint = load_checkpoint(run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
-    if "training" not in checkpoint.config:
-        raise ValueError(f"{run}: distilled from another run and never trained on patients; audit the run that it was distilled from")
-    if "context" in checkpoint.config:
-        raise ValueError(f"{run}: draws lesions into anatomy, which this attack does not know how to do")
-    _check_trained_on(run, checkpoint.trained_on, folder)
-    done = critic_steps_of(checkpoint)
-    steps = done if options.critic_steps is None else options.critic_steps
-    if not 1 <= steps <= done:
-        raise ValueError(f"--critic-steps is {steps}, want 1 to {done}, as many as {run} has done")
-    if options.look_every is not None and options.look_every < 1:
-        raise ValueError(f"--look-every is {options.look_every}, want 1 or more")
-    device_of(options.device)
-    conditions = Conditions.of(checkpoint.config.get("conditions", {}))
-    balance = checkpoint.config["training"]["balance"]
-    data, held_out = (
-        _training_set(folder, folder.select(splits=[split], classes=folder.lesion_classes), conditions, balance)
-        for split in ("train", "validation")
-    )
-    patients = len(set(data.patients if data.patients is not None else ()))
-    attacker = np.random.default_rng(options.seed)
-    with new_folder(options.out) as out:
-        trainer = untrained_copy(run, checkpoint, steps, int(attacker.integers(2**31)), options.device)
-        plan = trainer.plan if isinstance(trainer, PrivateTrainer) else None
-        copies = plan.patches if plan else round(len(data.patches) / patients)  # as many as others have
-        canaries, reference = _canaries(folder, options.canary_kind, options.canaries, copies, conditions, attacker)
-        every = options.look_every or look_every(trainer, canaries)
-        settings = {
-            "canaries": len(canaries), "canary_kind": options.canary_kind, "patches_of_a_canary": copies if canaries.copies > 1 else None,
-            "critic_steps": steps, "look_every": every, "training_patients": patients, "delta": plan.delta if plan else 1e-5,
-            "sample_rate": plan and plan.sample_rate, "noise_multiplier": plan and plan.noise_multiplier, "clip_norm": plan and plan.clip_norm,
-            "model_sha256": checkpoint.model_hash, "seed": options.seed,
-        }  # fmt: skip
-        print(
-            f"training a copy of {run}: {steps:,} critic steps on {patients} patients and {len(canaries)} canaries, of whom a "
-            f"coin leaves out half; gradients are looked at every {every} steps",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-        included = coins(len(canaries), options.seed)
-        validation = held_out if len(held_out.patches) else None
-        report = attack(trainer, data, canaries, reference, included, every, settings, attacker, validation, _progress_lines())
-        (out / "audit.json").write_text(audit_json(report), encoding="utf-8")
-        picture = bounds_picture(report)
-        (out / "bounds.png").write_bytes(picture)
-        (out / "audit.html").write_text(to_html(report, picture), encoding="utf-8")
-    print(f"{to_text(report)}\n\n{options.out}/audit.html\n{options.out}/audit.json\n{options.out}/bounds.png")
-    return int(bool(report.broken))
-
-
-def attack(
-    trainer: Trainer, data: TrainingSet, canaries: Canaries, reference: np.ndarray, included: np.ndarray, every: int,
-    settings: Mapping[str, Any], rng: np.random.Generator, held_out: TrainingSet | None = None,
-    tell: Callable[[float, float], None] = lambda progress, seconds: None, moments: int = 8,
-) -> PrivacyReport:  # fmt: skip
-    """Trains with the canaries that are in, and attacks at so many moments. settings: told in the report; delta is among them.
-
-    reference: float32 (N, 1, *S), real patches of nobody who was trained on, or crafted ones of no canary.
-    """
-    from evaluate.privacy_report import PrivacyReport, audited_moment, nearest_scores
-    from gan.canaries import attacked
-
-    patches, found = [canaries.patches[positions, 0] for positions in canaries.of_each()], []
-    for moment in attacked(trainer, data, canaries, included, every, moments, rng, held_out, tell):
-        nearest = nearest_scores(patches, moment.synthetic[:, 0], reference[:, 0])
-        scores = {"gradients": moment.gradient_scores, "critic": moment.critic_scores, "nearest": nearest}
-        found.append(audited_moment(moment.critic_steps, moment.epsilon, scores, included, settings["delta"], rng))
-    return PrivacyReport(tuple(found), settings)
-
-
-def _check_trained_on(run: Path, trained_on: Mapping[str, Any], folder: PatchFolder) -> None:
-    """Raises ValueError when the run was trained on other patches, as far as it says which."""
-    indices = folder.select(splits=["train"], classes=folder.lesion_classes)
-    here = {
-        "shape": list(folder.shape), "spacing_mm": folder.spacing_mm and list(folder.spacing_mm), "window": list(folder.window),
-        "unit": folder.unit, "classes": list(folder.lesion_classes), "patients": len(set(folder.rows.names("patient", indices).tolist())),
-        "content_sha256": folder.content_hash,
-    }  # fmt: skip
-    for name, value in here.items():
-        if trained_on.get(name, value) != value:
-            raise ValueError(
-                f"{run} was trained on other patches than {folder.path}: {name} {trained_on[name]}, here {value}; give the folder of its --data"
-            )
-
-
-def _training_set(folder: PatchFolder, indices: np.ndarray, conditions: Conditions, balance: float = 0.0) -> TrainingSet:
-    from data.patches import WindowedPatches
-    from gan.conditions import drawing_weights
-    from gan.trainer import TrainingSet
-
-    labels = folder.rows.names("label", indices)
-    condition = conditions.encode(labels.tolist(), folder.rows.diameter_mm[indices]) if conditions.size else None
-    weights = drawing_weights(labels, balance) if len(indices) else None
-    return TrainingSet(WindowedPatches(folder, indices), condition, weights, folder.rows.names("patient", indices))
-
-
-def _canaries(
-    folder: PatchFolder, kind: str, most: int, copies: int, conditions: Conditions, rng: np.random.Generator
-) -> tuple[Canaries, np.ndarray]:
-    """The canaries, and patches of others, float32 (N, 1, *S), to compare with. Raises ValueError for fewer than 20."""
-    import numpy as np
-
-    from evaluate.privacy_audit import LEAST
-    from gan.canaries import Canaries, crafted, crafted_pictures
-
-    if most < LEAST:
-        raise ValueError(f"--canaries is {most}, want {LEAST} or more: fewer show next to nothing")
-    if kind == "crafted":
-        return crafted(most, copies, folder.shape, conditions, rng), crafted_pictures(1000, folder.shape, rng)
-    indices = folder.select(splits=["validation", "test"], classes=folder.lesion_classes)
-    names, patients = np.unique(folder.rows.names("patient", indices), return_inverse=True)
-    order, count = rng.permutation(len(names))[patients], min(most, 3 * len(names) // 4)
-    if count < LEAST:
-        raise ValueError(
-            f"{folder.path} has {len(names)} validation and test patients, and three quarters of them are fewer than {LEAST} canaries; prepare more, "
-            "or use crafted ones (--canary-kind crafted)"
-        )
-    rows = np.argsort(order, kind="stable")
-    mine, others = rows[order[rows] < count], rows[order[rows] >= count]
-    found = _training_set(folder, indices[mine], conditions)
-    everything = np.arange(len(mine))
-    reference = _training_set(folder, indices[others[:1000]], conditions).patches
-    return Canaries(np.asarray(found.patches[everything]), order[mine], found.condition), np.asarray(reference[np.arange(len(reference))])
-
-
-def _progress_lines() -> Callable[[float, float], None]:
-    """Says on stderr how long it will take: once after a few seconds, then every half minute."""
-    due = 3.0
-
-    def tell(progress: float, seconds: float) -> None:
-        nonlocal due
-        if seconds >= due and progress < 1:
-            due = seconds + 30
-            minutes, left = divmod(round(seconds * (1 - progress) / progress), 60)
-            print(f"{progress:.0%} done, {minutes} min {left:02d} s left", file=sys.stderr, flush=True)
-
-    return tell
 
 
 if __name__ == "__main__":

@@ -2,16 +2,13 @@
 
 import io
 import json
-import sys
-from argparse import Namespace
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from jsonargparse import ArgumentParser
 
-from evaluate import encoder_command
+from data.patches import Patch, PatchFolder, PatchSpec, PatchWriter
 from evaluate.simclr import exchangeable_axes, load_encoder, nt_xent, save_encoder, simclr, train_encoder, view
 
 WINDOW = (-1000.0, 400.0)
@@ -230,61 +227,53 @@ def test_one_patient_is_nothing_to_learn_from():
         train_encoder(hu[:, :4], list("abcd"), None, WINDOW, np.random.default_rng(0))
 
 
-def options(**given):
-    parser = ArgumentParser(exit_on_error=False)
-    encoder_command.add_arguments(parser)
-    return parser.parse_args(["patches", *(f"--{name}={value}" for name, value in given.items())])
+@pytest.fixture
+def folder(tmp_path):
+    """A patch folder "patches" of 40 training patches of 10 patients, and 4 of a patient of the test split."""
+    (tmp_path / "patches").mkdir()
+    writer = PatchWriter(tmp_path / "patches", PatchSpec((16, 16), (0.7, 0.7), WINDOW, ("lesion",)))
+    for n, hu in enumerate(discs_and_bars(44, 0)[0]):
+        writer.add(Patch(hu, f"{n // 4:016x}", "0" * 12, "lesion", split="train" if n < 40 else "test"))
+    writer.finish()
+    return PatchFolder.open(tmp_path / "patches")
 
 
-def training_patches(count=40):
-    hu, _ = discs_and_bars(count, 0)
-    return encoder_command.TrainingPatches(hu, patients_of(count), (0.7, 0.7), WINDOW, "HU", "5ha" * 8)
-
-
-def test_the_command_writes_an_encoder_that_names_nobody(tmp_path):
-    out = tmp_path / "encoder.safetensors"
-    heard = []
-    told = encoder_command.run(options(out=out, steps=100, batch=8, seed=3), training_patches(), lambda *done: heard.append(done))
-    assert "40 patches of 10 training patients" in told
-    assert load_encoder(out)[2] in told
-    assert len(heard) == 100
-    _, trained, _ = load_encoder(out)
+def test_the_command_writes_an_encoder_that_names_nobody(command, tmp_path, folder):
+    done = command("evaluate", "encoder", "patches", "--out", "e", "--steps", 100, "--batch", 8, "--seed", 3)
+    assert done.code == 0, done.err
+    assert "40 patches of 10 training patients" in done.out
+    _, trained, sha256 = load_encoder(tmp_path / "e")
+    assert sha256 in done.out
     assert trained == {
         "format": "lesiongan encoder", "version": 1, "channels": [8, 16, 32, 64], "shape": [16, 16], "spacing_mm": [0.7, 0.7],
         "window": [-1000.0, 400.0], "unit": "HU", "steps": 100, "batch": 8, "seed": 3, "patches": 40, "patients": 10,
-        "trained_on_sha256": "5ha" * 8, "tensors_sha256": trained["tensors_sha256"],
+        "trained_on_sha256": folder.content_hash, "tensors_sha256": trained["tensors_sha256"],
     }  # fmt: skip
-    assert b"p7" not in out.read_bytes()[:5000]
+    assert not any(patient.encode() in (tmp_path / "e").read_bytes() for patient in folder.rows.names("patient"))
 
 
-def test_the_command_refuses_before_it_trains(tmp_path, monkeypatch):
-    (tmp_path / "there").write_text("kept")
-    for given, told in [
-        ({"out": tmp_path / "there"}, "exists already"),
-        ({"out": tmp_path / "no" / "encoder"}, "no such folder"),
-        ({"out": tmp_path / "e", "steps": 99}, "want 100, 8 and 0 or more"),
-        ({"out": tmp_path / "e", "batch": 4}, "want 100, 8 and 0 or more"),
-        ({"out": tmp_path / "e", "seed": -1}, "want 100, 8 and 0 or more"),
-    ]:
-        with pytest.raises((ValueError, OSError), match=told):
-            encoder_command.check(options(**given))
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--out", "there"), "exists already"), (("--out", "no/encoder"), "no such folder"),
+        (("--out", "e", "--steps", 99), "want 100, 8 and 0 or more"), (("--out", "e", "--batch", 4), "want 100, 8 and 0 or more"),
+        (("--out", "e", "--seed", -1), "want 100, 8 and 0 or more"), (("--out", "e", "--device", "cuda"), "no GPU is visible"),
+    ],
+)  # fmt: skip
+def test_the_command_refuses_before_it_reads(command, tmp_path, monkeypatch, options, told):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="no GPU is visible"):
-        encoder_command.run(options(out=tmp_path / "e", device="cuda"), training_patches(), lambda *done: None)
+    (tmp_path / "there").write_text("kept")
+    done = command("evaluate", "encoder", "not-looked-for", *options)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert told in done.err
     assert [file.name for file in tmp_path.iterdir()] == ["there"]
 
 
-def test_an_interrupted_training_leaves_nothing(tmp_path):
+@pytest.mark.usefixtures("folder")
+def test_an_interrupted_training_leaves_nothing(command, tmp_path, monkeypatch):
     def stop(share, seconds):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        encoder_command.run(Namespace(out=tmp_path / "e", steps=100, batch=8, seed=0, device="cpu"), training_patches(), stop)
-    assert not list(tmp_path.iterdir())
-
-
-def test_help_needs_no_torch():
-    import subprocess
-
-    code = "import sys, evaluate.encoder_command; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    monkeypatch.setattr("evaluate.commands.encoder.time_left", lambda: stop)
+    assert command("evaluate", "encoder", "patches", "--out", "e", "--steps", 100, "--batch", 8).code == 130
+    assert [file.name for file in tmp_path.iterdir()] == ["patches"]

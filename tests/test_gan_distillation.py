@@ -12,8 +12,8 @@ from PIL import Image
 from test_gan_checkpoint import damage
 
 from gan import distillation
-from gan.__main__ import _distance
 from gan.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gan.commands.distil import _distance
 from gan.conditions import Conditions
 from gan.distillation import costs, distil, draw, multiply_adds
 from gan.networks import Generator, UpsamplingConvolution
@@ -57,7 +57,7 @@ def pixels(model, z, condition):
 @pytest.fixture
 def small_set(monkeypatch):
     """Comparisons of few samples, which say little but take no time."""
-    monkeypatch.setattr("gan.__main__.COMPARED", 64)
+    monkeypatch.setattr("gan.commands.distil.COMPARED", 64)
 
 
 @pytest.fixture

@@ -14,7 +14,10 @@ import pytest
 from conftest import ROOT
 
 PACKAGES = {"data", "gan", "evaluate"}
-ENTRY_POINTS = {"data/__main__.py", "evaluate/__main__.py", "gan/__main__.py"}
+
+
+def is_entry_point(file: Path) -> bool:
+    return file.name == "__main__.py" or file.parent.name == "commands"
 
 
 def imported(file: Path) -> set[str]:
@@ -30,11 +33,16 @@ def imported(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_packages_do_not_import_one_another(package):
-    files = [f for f in (ROOT / package).rglob("*.py") if str(f.relative_to(ROOT)) not in ENTRY_POINTS]
+    files = [f for f in (ROOT / package).rglob("*.py") if not is_entry_point(f)]
     assert files
     for file in files:
         crossed = imported(file) & (PACKAGES - {package} | {"train", "sample"})
         assert not crossed, f"{file} imports {crossed}"
+
+
+def test_nothing_but_entry_points_imports_a_command():
+    files = [f for package in PACKAGES for f in (ROOT / package).rglob("*.py") if not is_entry_point(f)]
+    assert not [f for f in files if re.search(r"^\s*(from|import) \w+\.commands\b", f.read_text(), re.MULTILINE)]
 
 
 def test_only_the_tracker_imports_wandb():

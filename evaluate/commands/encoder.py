@@ -1,17 +1,13 @@
-"""What `python -m evaluate encoder` can be told, and what it does. Imports nothing heavy, so --help is quick."""
+"""Trains an encoder on a patch folder's training patients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from data.command import time_left
 
 DESCRIPTION = """Train an encoder on a patch folder's training patients: features of your own lesions, learned without labels (SimCLR).
 
@@ -29,18 +25,6 @@ patients, trained without differential privacy: it stays where they do. The same
 Exit codes: 0 done, 2 bad input, 130 or 143 interrupted, nothing left behind."""
 
 
-@dataclass(frozen=True)
-class TrainingPatches:
-    """What an encoder is trained on: int16 HU (N, *S) of the training split, the patient of each, and what the folder says of them."""
-
-    hu: NDArray[np.int16]
-    patients: Sequence[str]
-    spacing_mm: tuple[float, ...] | None
-    window: tuple[float, float]
-    unit: str
-    content_sha256: str
-
-
 def add_arguments(parser: ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("patches", type=str, help="patch folder of real patients")
@@ -51,8 +35,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="where to train")
 
 
-def check(options: Any) -> None:
-    """Raises ValueError or OSError for options that cannot be met; before anything is read."""
+def run(options: Namespace) -> int:
+    """Reads the patch folder, trains, and writes the encoder. Raises ValueError or OSError, before anything is read, for options that cannot be met."""
     if options.steps < 100 or options.batch < 8 or options.seed < 0:
         raise ValueError(f"--steps {options.steps}, --batch {options.batch}, --seed {options.seed}: want 100, 8 and 0 or more")
     out = Path(options.out)
@@ -61,31 +45,30 @@ def check(options: Any) -> None:
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder to write {out.name} into; make it, or choose another --out")
 
-
-def run(options: Any, patches: TrainingPatches, tell: Callable[[float, float], None]) -> str:
-    """Trains the encoder and writes it to options.out; returns what to print. tell(share done, seconds since the start): after each step.
-
-    Raises ValueError for patches of one patient or too small ones, or a GPU that is not there, and OSError when the file cannot be written.
-    """
-    check(options)
-
     import numpy as np
     import torch
 
+    from data.patches import PatchFolder
+    from data.quality import scanned_rows
     from evaluate.simclr import load_encoder, save_encoder, train_encoder
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but no GPU is visible; use cpu")
-    rng = np.random.default_rng(options.seed)
+    folder = PatchFolder.open(options.patches)
+    folder.verify()
+    rows = scanned_rows(folder)
+    mine = rows.split == "train"
+    hu, patients = folder.hu(rows.index[mine]), rows.patient[mine].tolist()
     encoder = train_encoder(
-        patches.hu, patches.patients, patches.spacing_mm, patches.window, rng,
-        steps=options.steps, batch=options.batch, device=options.device, tell=tell,
+        hu, patients, folder.spacing_mm, folder.window, np.random.default_rng(options.seed),
+        steps=options.steps, batch=options.batch, device=options.device, tell=time_left(),
     )  # fmt: skip
     trained = {
-        "shape": patches.hu.shape[1:], "spacing_mm": patches.spacing_mm, "window": patches.window, "unit": patches.unit,
-        "steps": options.steps, "batch": options.batch, "seed": options.seed, "patches": len(patches.hu),
-        "patients": len(set(patches.patients)), "trained_on_sha256": patches.content_sha256,
+        "shape": hu.shape[1:], "spacing_mm": folder.spacing_mm, "window": folder.window, "unit": folder.unit,
+        "steps": options.steps, "batch": options.batch, "seed": options.seed, "patches": len(hu), "patients": len(set(patients)),
+        "trained_on_sha256": folder.content_hash,
     }  # fmt: skip
-    save_encoder(options.out, encoder, trained)
-    _, _, sha256 = load_encoder(options.out)  # read back as the evaluation will
-    return f"{options.out}: {trained['patches']:,} patches of {trained['patients']:,} training patients, SHA-256 {sha256}"
+    save_encoder(out, encoder, trained)
+    _, _, sha256 = load_encoder(out)  # read back as the evaluation will
+    print(f"{out}: {trained['patches']:,} patches of {trained['patients']:,} training patients, SHA-256 {sha256}")
+    return 0

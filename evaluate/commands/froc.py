@@ -1,12 +1,14 @@
-"""What `python -m evaluate froc` can be told, and what it does. Imports nothing heavy, so --help is quick."""
+"""Judges a detector on whole scans."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +67,26 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def run(options: Any) -> FrocReport:
+def run(options: Namespace) -> int:
+    """Evaluates the tables; prints and writes what came out."""
+    from data.files import new_folder
+    from evaluate.froc_report import to_csv, to_json, to_picture, to_text
+
+    with new_folder(options.out) if options.out else nullcontext() as out:
+        report = evaluated_tables(options)
+        if out:
+            (out / "froc.json").write_text(to_json(report), encoding="utf-8")
+            (out / "froc.csv").write_text(to_csv(report.curve), encoding="utf-8")
+            (out / "froc.png").write_bytes(to_picture(report))
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(to_text(report))
+    if options.out:
+        print(f"\n{options.out}/froc.json\n{options.out}/froc.csv\n{options.out}/froc.png")
+    return 0
+
+
+def evaluated_tables(options: Namespace) -> FrocReport:
     """Reads the tables and evaluates them. Raises ValueError or OSError, in one line, for what is not as it should be."""
     if not (options.bootstrap == 0 or 100 <= options.bootstrap <= 100_000):
         raise ValueError(f"--bootstrap is {options.bootstrap}, want 100 to 100,000, or 0 for no intervals")
@@ -112,15 +133,6 @@ def run(options: Any) -> FrocReport:
         Candidates(_scan(results, scans), results.numbers[:, :3], results.numbers[:, 3]), nodules, findings(excluded), len(scans),
         options.candidates_per_scan, options.bootstrap, np.random.default_rng(options.seed), settings, notes,
     )  # fmt: skip
-
-
-def write(report: FrocReport, out: Path) -> None:
-    """froc.json, froc.csv and froc.png in the folder `out`."""
-    from evaluate.froc_report import to_csv, to_json, to_picture
-
-    (out / "froc.json").write_text(to_json(report), encoding="utf-8")
-    (out / "froc.csv").write_text(to_csv(report.curve), encoding="utf-8")
-    (out / "froc.png").write_bytes(to_picture(report))
 
 
 def _numbered(series: Sequence[str]) -> dict[str, int]:
