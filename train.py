@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lesiongan  # noqa: F401  first: it ends with one line where another's package has the name of one of these
 from data.command import command_parser, parse, run_command
+from gan.commands.shared import lesion_diameters_mm, training_backgrounds, training_set
 from gan.config import PRESETS, ContextConfig, NetworkConfig, PrivacyConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -307,45 +308,17 @@ def _patches(folder: PatchFolder, split: str, conditions: Conditions, balance: f
     """The lesion patches of one split, with what the networks are told of each. measured: diameters that are not listed are measured."""
     import numpy as np
 
-    from data.patches import WindowedPatches
-    from gan.conditions import drawing_weights
-    from gan.trainer import TrainingSet
-
     indices = folder.select(splits=[split], classes=folder.lesion_classes)
-    labels, patients = folder.rows.names("label", indices), folder.rows.names("patient", indices)
-    diameters = folder.rows.diameter_mm[indices]
-    if measured:
-        diameters = lesion_diameters_mm(folder, indices)
-    if conditions.diameter and not np.isfinite(diameters).any() and len(indices):
+    diameters = lesion_diameters_mm(folder, indices) if measured else None
+    listed = folder.rows.diameter_mm[indices]
+    if conditions.diameter and diameters is None and not np.isfinite(listed).any() and len(indices):
         raise ValueError(f"networks.condition asks for diameters, and no {split} patch of {folder.path} has one")
-    condition = conditions.encode(labels.tolist(), diameters) if conditions.size else None
-    names = folder.rows.names("id", indices)
-    return TrainingSet(
-        WindowedPatches(folder, indices), condition, drawing_weights(labels, balance) if len(indices) else None, patients,
-        lambda n: f"patch {names[n]} of patient {patients[n]} in {folder.path}", diameters if measured else None,
-    )  # fmt: skip
-
-
-def lesion_diameters_mm(folder: PatchFolder, indices: np.ndarray) -> np.ndarray:
-    """In mm (pixels, where the spacing is unknown): as listed, else as measured in the patch, else UNKNOWN_MM."""
-    import numpy as np
-
-    from evaluate.attributes import lesion_attributes
-    from gan.context import UNKNOWN_MM
-
-    spacing = folder.spacing_mm or (1.0,) * len(folder.shape)
-    diameters = folder.rows.diameter_mm[indices].copy()
-    unlisted = np.flatnonzero(~np.isfinite(diameters))
-    for some in np.array_split(unlisted, math.ceil(len(unlisted) / 1024)) if len(unlisted) else ():
-        found = lesion_attributes(folder.hu(indices[some]), spacing, folder.window)["diameter_mm"]
-        diameters[some] = np.where(np.isfinite(found), found, UNKNOWN_MM)
-    return diameters
+    return training_set(folder, indices, conditions, balance, diameters)
 
 
 def _backgrounds(folder: PatchFolder, config: ContextConfig) -> tuple[Backgrounds, str]:
     """What lesions are drawn into, and the content hash of its folder. Raises ValueError for a folder that does not fit, or holds none."""
-    from data.patches import PatchFolder, WindowedPatches
-    from gan.context import Backgrounds
+    from data.patches import PatchFolder
 
     other = PatchFolder.open(config.backgrounds) if config.backgrounds else folder
     if name := other.spec.misfit(folder.spec):
@@ -360,12 +333,7 @@ def _backgrounds(folder: PatchFolder, config: ContextConfig) -> tuple[Background
         )
     if not mine:
         other.verify()
-    rows = other.select(splits=["train"], classes=[other.background] if other.background else [])
-    if not len(rows):
-        raise ValueError(
-            f"{other.path}: no lesion-free patch of a training patient in it to draw into; see --background of python -m data prepare"
-        )
-    return Backgrounds(WindowedPatches(other, rows), folder.spacing_mm, folder.shape, config.origin), other.content_hash
+    return training_backgrounds(other, config.origin), other.content_hash
 
 
 def _trained_on(folder: PatchFolder, data: TrainingSet, private: bool) -> dict[str, Any]:

@@ -51,11 +51,11 @@ from evaluate.edges import edge_measures, noise_kept, radial_profile
 from evaluate.figures import edge_profile
 from evaluate.seams import Edges, compare_edges
 from evaluate.told_apart import Shown, ToldApart, deal_folds, tell_apart, tell_halves
+from gan.commands.shared import lesion_diameters_mm
 from gan.config import NetworkConfig, TrainingConfig
 from gan.context import SEEN_MM, SOFT_MM, Backgrounds, radius_mm
 from gan.trainer import Trainer, TrainingSet
 from gan.training import in_memory
-from train import lesion_diameters_mm
 
 NODULES, SPACING = 300, (1.0, 1.0)  # the spacing is not known: in pixels
 WAYS = (*BLENDS, "context")

@@ -58,11 +58,11 @@ from data.preprocess import from_unit
 from evaluate.detector import Arm, DetectorSet, Recipe, log_odds_of, train_detector
 from evaluate.detector_store import DetectorStore, content_hash
 from evaluate.scores import area_under_roc
+from gan.commands.shared import lesion_diameters_mm
 from gan.conditions import Conditions
 from gan.config import NetworkConfig, TrainingConfig
 from gan.context import Backgrounds
 from gan.trainer import Trainer, TrainingSet, draw
-from train import lesion_diameters_mm
 
 SIDE, KEEP_AWAY_MM = 20, 3
 RARE = "ground_glass"

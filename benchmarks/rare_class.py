@@ -71,12 +71,12 @@ from data.preprocess import from_unit
 from evaluate.detector import CLASSIC, POLICY, REAL, VERSION, Arm, DetectorSet, Recipe, detector_network, log_odds_of, train_detector
 from evaluate.detector_store import DetectorStore, content_hash
 from evaluate.scores import METRICS, NUMBERS_AT_ONCE, Scores, _metric_table, _patient_counts, area_under_roc, choose_threshold
+from gan.commands.shared import lesion_diameters_mm
 from gan.config import NetworkConfig, TrainingConfig
 from gan.context import CONTRAST, Backgrounds, scene_of, seen_in
 from gan.selection import Tally, select
 from gan.trainer import Trainer, TrainingSet, draw
 from gan.training import in_memory
-from train import lesion_diameters_mm
 
 SIZES = (50, 100, 300)
 SMALLER_AND_BETWEEN = (25, 200)

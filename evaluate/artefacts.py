@@ -1,7 +1,7 @@
 """Artefacts: do synthetic patches have marks that real ones do not have?
 
-Five checks: a checkerboard from upsampling, the noise power spectrum, voxels at the window's ends,
-a shift or scaling of HU, and gray levels that come in steps. Patches are int16 HU, (N, H, W) or
+Five checks: a checkerboard from upsampling, the noise power spectrum, and three of gray levels
+(`gray_levels.py`): voxels at the window's ends, a shift or scaling of HU, levels that come in steps. Patches are int16 HU, (N, H, W) or
 (N, D, H, W), one window and spacing for both sets; spectra and gray levels see them clipped to it.
 
 Every difference is read against a floor: 100 times the real patients are halved, and what the two
@@ -13,19 +13,16 @@ compared with those of the rest of 413 patients, 7 times some check said that th
 with few patients, no difference found is no proof that there is none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from evaluate.intervals import Interval, Patients, halves_of_patients
+from evaluate.gray_levels import GrayLevels, GrayMap, WindowEnds, gray_levels, gray_map, window_ends
+from evaluate.halvings import Halvings, excess_of
+from evaluate.intervals import Interval, Patients
 from evaluate.spectra import ROUNDING, Floats, band_edges, noise_power_spectrum, upsampling_frequencies, upsampling_peaks, wave_amplitude
-
-LEAST_PATIENTS = 8  # fewer have fewer than 35 halvings: too few for a floor
-STEPS_HU = (2.0, 20.0)  # steps between gray levels that are looked for
-QUANTILES = np.arange(1, 100) / 100
 
 
 @dataclass(frozen=True)
@@ -83,62 +80,6 @@ class NoisePower:
 
 
 @dataclass(frozen=True)
-class EndShare:
-    """The mean share of a patch's voxels that lie somewhere. excess: how far the sets are apart, in floors: over 1 they differ."""
-
-    name: str
-    real: float
-    synthetic: float
-    excess: float
-
-
-@dataclass(frozen=True)
-class WindowEnds:
-    """Shares of voxels at or below the window's low end, at or above its high end, and outside of it."""
-
-    shares: tuple[EndShare, ...]
-    differs: bool
-    evidence: str
-
-
-@dataclass(frozen=True)
-class GrayMap:
-    """synthetic HU = slope * real HU + offset_hu, between the quantiles (1 to 99 %) of all voxels inside the window.
-
-    shift_hu: the mean of synthetic less real quantiles; quantiles: (share, real HU, synthetic HU).
-    """
-
-    slope: float
-    slope_floor: float
-    offset_hu: float
-    shift_hu: float
-    shift_floor_hu: float
-    quantiles: tuple[tuple[float, float, float], ...]
-    differs: bool
-    evidence: str
-
-
-@dataclass(frozen=True)
-class GrayLevels:
-    """Distinct HU in the middle 98 % of all voxels, the mean spacing between them, and the comb they form.
-
-    comb: how sharply the histogram repeats every step_hu, 0 (not) to 1 (nothing in between); floor:
-    of |synthetic - real|.
-    """
-
-    real_levels: int
-    synthetic_levels: int
-    real_spacing_hu: float
-    synthetic_spacing_hu: float
-    step_hu: float
-    real_comb: float
-    synthetic_comb: float
-    floor: float
-    differs: bool
-    evidence: str
-
-
-@dataclass(frozen=True)
 class Artefacts:
     """All checks, and on what they rest. halvings: of the real patients, behind each floor."""
 
@@ -157,44 +98,6 @@ class Artefacts:
         """Names of the checks in which synthetic patches differ."""
         names = ("checkerboard", "noise_power", "window_ends", "gray_map", "gray_levels")
         return tuple(name for name in names if getattr(self, name).differs)
-
-
-@dataclass(frozen=True)
-class Halvings:
-    """Two halves of the real patients, many times over, as weights (halvings, N) whose products with per-patch values are means."""
-
-    first: Floats
-    second: Floats
-    patients: int
-
-    @classmethod
-    def draw(cls, patients: Patients, real: int, synthetic: int, rng: np.random.Generator, draws: int = 100) -> "Halvings":
-        """The second half is thinned to the number of synthetic patches where these are fewer.
-
-        Raises ValueError if there are fewer than 8 patients or 8 synthetic patches.
-        """
-        count = real if patients is None else len(np.unique(np.asarray(patients)))
-        if min(count, synthetic) < LEAST_PATIENTS:
-            raise ValueError(
-                f"{count} real patients and {synthetic} synthetic patches: artefacts are looked for with {LEAST_PATIENTS} or more of each"
-            )
-        weights = np.zeros((2, draws, real))
-        for n in range(draws):
-            a, b = halves_of_patients(patients, real, rng)
-            b = rng.choice(b, min(len(b), synthetic), replace=False)
-            weights[0, n, a], weights[1, n, b] = 1 / len(a), 1 / len(b)
-        return cls(weights[0], weights[1], count)
-
-    def floor(self, per_patch: Floats, difference: Callable[[Floats, Floats], Floats] = np.subtract) -> Floats:
-        """How far, in each of B numbers, synthetic may be from real before it is further than any two halves are, (B,).
-
-        per_patch: (N, S); difference: of means (K, S) and (K, S), row by row, (K, B). Each number's
-        spread times the largest excursion, in units of spread, of any number in any halving.
-        """
-        found = difference(self.first @ per_patch, self.second @ per_patch)
-        spread = np.sqrt(np.square(found).mean(0))
-        excursion = np.divide(np.abs(found), spread, out=np.zeros_like(found), where=spread > 0)
-        return spread * excursion.max()
 
 
 def find_artefacts(
@@ -243,7 +146,7 @@ def checkerboard(real: NDArray, synthetic: NDArray, window: tuple[float, float],
     floor = halvings.floor(r)
     r, s, power = r.mean(0), s.mean(0), np.exp2(power.mean(0))
     amplitude = wave_amplitude(power * np.maximum(0, 1 - np.exp2(r - s)), real.shape[1:])
-    excess = _excess(s - r, floor)
+    excess = excess_of(s - r, floor)
     found = [Peak(frequencies[i], float(r[i]), float(s[i]), float(floor[i]), float(amplitude[i])) for i in np.argsort(-excess)]
     top, differs = found[0], bool((excess > 1).any())
     evidence = (
@@ -276,7 +179,7 @@ def noise_power(
     quarter = np.quantile(log_r, 0.25, axis=0)
     both_r, both_s = (np.concatenate([logs, logs <= quarter], axis=1) for logs in (log_r, log_s))
     floor = halvings.floor(both_r)
-    excess = _excess(both_s.mean(0) - both_r.mean(0), floor)
+    excess = excess_of(both_s.mean(0) - both_r.mean(0), floor)
 
     draws = _resampled_means(log_s, None, rng) - _resampled_means(log_r, patients, rng)
     intervals = np.exp2(np.quantile(draws, [0.025, 0.975], axis=0))
@@ -305,160 +208,12 @@ def noise_power(
     return NoisePower(tuple(bands), bool((excess > 1).any()), evidence)
 
 
-def window_ends(real: NDArray, synthetic: NDArray, window: tuple[float, float], halvings: Halvings) -> WindowEnds:
-    """Voxels at the window's ends, where a generator saturates or never arrives, and outside, where it must not be.
-
-    Judged by the mean square root of each patch's share (Bartlett 1936: it evens out the spread of
-    counts), for one patient with bone in every patch carries a plain mean. Where few patients reach
-    an end, none may be among the real ones by chance: the floor is never below what 3 patients in all
-    could add (rule of three, Hanley & Lippman-Hand 1983). Real voxels may be outside the window,
-    which clips them only on reading; more than theirs is an artefact.
-    """
-    low, high = window
-
-    def shares(hu: NDArray) -> Floats:
-        flat = hu.reshape(len(hu), -1)
-        return np.stack([(flat <= low).mean(1), (flat >= high).mean(1), ((flat < low) | (flat > high)).mean(1)], axis=1)
-
-    r, s = shares(real), shares(synthetic)
-    root_r, root_s = np.sqrt(r), np.sqrt(s)
-    typical = (root_r.sum(0) + root_s.sum(0)) / np.maximum(1, (r > 0).sum(0) + (s > 0).sum(0))
-    floor = np.maximum(halvings.floor(root_r), 3 / halvings.patients * typical)
-    excess = _excess(root_s.mean(0) - root_r.mean(0), floor)
-    excess[2] *= root_s[:, 2].mean() > root_r[:, 2].mean()
-    names = (f"at {low:g} HU or below", f"at {high:g} HU or above", "outside the window")
-    found = [EndShare(*one) for one in zip(names, r.mean(0).tolist(), s.mean(0).tolist(), excess.tolist(), strict=True)]
-    evidence = "; ".join(
-        f"{one.name} lie {100 * one.synthetic:.2g} % of synthetic voxels and {100 * one.real:.2g} % of real ones, "
-        + ("more than any halves of real patients differ by" if one.excess > 1 else "within what halves of real patients differ by")
-        for one in found
-    )
-    return WindowEnds(tuple(found), bool((excess > 1).any()), evidence[0].upper() + evidence[1:] + ".")
-
-
-def gray_map(real: NDArray, synthetic: NDArray, window: tuple[float, float], halvings: Halvings) -> GrayMap:
-    """The straight line that takes the quantiles of all real voxels to those of all synthetic ones.
-
-    A set that went through a wrong window, slope or intercept is one such line away from the real.
-    """
-    levels, r, s = _histograms(real, synthetic, window)
-
-    def lines(a: Floats, b: Floats) -> Floats:
-        found = [affine_map(quantiles(levels, x), quantiles(levels, y), window) for x, y in zip(a, b, strict=True)]
-        return np.array([(slope - 1, shift) for slope, _offset, shift in found])
-
-    floor = halvings.floor(r, lines)
-    q = [quantiles(levels, one.mean(0)) for one in (r, s)]
-    slope, offset, shift = affine_map(q[0], q[1], window)
-    evidence = (
-        f"Synthetic HU = {slope:.3f} x real HU {offset:+.0f} fits the quantiles best, {shift:+.1f} HU on average; halves of real patients "
-        f"stay within a slope of 1 ± {floor[0]:.3f} and ± {floor[1]:.1f} HU."
-    )
-    shown = [np.flatnonzero(np.isclose(QUANTILES, p))[0] for p in (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)]
-    return GrayMap(
-        slope=slope,
-        slope_floor=float(floor[0]),
-        offset_hu=offset,
-        shift_hu=shift,
-        shift_floor_hu=float(floor[1]),
-        quantiles=tuple((float(QUANTILES[i]), float(q[0][i]), float(q[1][i])) for i in shown),
-        differs=bool(abs(slope - 1) > floor[0] or abs(shift) > floor[1]),
-        evidence=evidence,
-    )
-
-
-def affine_map(real: Floats, synthetic: Floats, window: tuple[float, float]) -> tuple[float, float, float]:
-    """Slope, offset and mean shift (HU) of the least-squares line from real to synthetic quantiles.
-
-    Quantiles at an end of the window in either set do not count, unless nearly all of them are.
-    """
-    inside = (np.minimum(real, synthetic) > window[0] + 0.5) & (np.maximum(real, synthetic) < window[1] - 0.5)
-    if inside.sum() >= 10:
-        real, synthetic = real[inside], synthetic[inside]
-    centred = real - real.mean()
-    slope = float(centred @ synthetic / max(centred @ centred, 1e-9))
-    shift = float((synthetic - real).mean())
-    return slope, float(synthetic.mean() - slope * real.mean()), shift
-
-
-def gray_levels(real: NDArray, synthetic: NDArray, window: tuple[float, float], halvings: Halvings) -> GrayLevels:
-    """Whether HU come in steps, as after 8 bits or a rescale without interpolation: a comb in the histogram.
-
-    A comb of step d is a sharp line at 1/d cycles/HU in the histogram's Fourier transform (its
-    characteristic function); what the histogram's smooth shape leaves there, the mean of the
-    frequencies around, is taken off. Steps from 2 to 20 HU; finer ones appear at a multiple.
-    """
-    levels, r, s = _histograms(real, synthetic, window)
-    size = 2 * len(levels)
-    cycles = np.fft.rfftfreq(size)
-    sought = (cycles >= 1 / STEPS_HU[1]) & (cycles <= 1 / STEPS_HU[0])
-    around = 2 * (len(levels) // 14) + 1
-
-    def combs(histogram: Floats) -> Floats:  # (K, levels) => (K, frequencies)
-        inner = histogram.copy()
-        inner[:, [0, -1]] = 0  # saturated voxels are another check's
-        line = np.abs(np.fft.rfft(inner / np.maximum(inner.sum(1, keepdims=True), 1e-12), size))
-        return (line - ndimage.uniform_filter1d(line, around, axis=1))[:, sought]
-
-    # One bar for all steps: where the whole real set has nothing, its two halves have the same by construction.
-    floor = float(halvings.floor(r, lambda a, b: np.abs(combs(b) - combs(a)).max(1, keepdims=True))[0])
-    found = [combs(one.mean(0, keepdims=True))[0] for one in (r, s)]
-    top = int(np.argmax(np.abs(found[1] - found[0])))
-    step = float(1 / cycles[sought][top])
-    counts = [_distinct(levels, one.mean(0)) for one in (r, s)]
-    evidence = (
-        f"Real voxels take {counts[0][0]} distinct HU, {counts[0][1]:.2f} HU apart, synthetic ones {counts[1][0]}, {counts[1][1]:.2f} HU apart. "
-        f"Repetition every {step:.2f} HU (0 none, 1 nothing in between): {found[1][top]:.3f} synthetic, {found[0][top]:.3f} real; "
-        f"halves of real patients within {floor:.3f}."
-    )
-    return GrayLevels(
-        real_levels=counts[0][0],
-        synthetic_levels=counts[1][0],
-        real_spacing_hu=counts[0][1],
-        synthetic_spacing_hu=counts[1][1],
-        step_hu=step,
-        real_comb=float(found[0][top]),
-        synthetic_comb=float(found[1][top]),
-        floor=floor,
-        differs=bool(abs(found[1][top] - found[0][top]) > floor),
-        evidence=evidence,
-    )
-
-
-def quantiles(levels: NDArray, histogram: Floats) -> Floats:
-    """HU below which each of QUANTILES of the voxels lie; a level's voxels are spread over its 1 HU."""
-    below = np.concatenate([[0], np.cumsum(histogram)]) / histogram.sum()
-    return np.interp(QUANTILES, below, np.append(levels - 0.5, levels[-1] + 0.5))
-
-
-def _histograms(real: NDArray, synthetic: NDArray, window: tuple[float, float]) -> tuple[NDArray, Floats, Floats]:
-    """Whole HU of the window, and each patch's share of voxels at each, (N, levels); beyond counts as the end."""
-    levels = np.arange(np.ceil(window[0]), np.floor(window[1]) + 1)
-    found = []
-    for hu in (real, synthetic):
-        index = (np.clip(hu, levels[0], levels[-1]) - levels[0]).astype(np.intp).reshape(len(hu), -1)
-        found.append(np.stack([np.bincount(one, minlength=len(levels)) for one in index]) / index.shape[1])
-    return levels, found[0], found[1]
-
-
-def _distinct(levels: NDArray, histogram: Floats) -> tuple[int, float]:
-    """How many HU occur in the middle 98 % of voxels, and their mean spacing."""
-    q = quantiles(levels, histogram)
-    taken = levels[(histogram > 0) & (levels >= q[0] - 0.5) & (levels <= q[-1] + 0.5)]
-    return len(taken), float((taken[-1] - taken[0]) / max(1, len(taken) - 1))
-
-
 def _resampled_means(per_patch: Floats, patients: Patients, rng: np.random.Generator, draws: int = 400) -> Floats:
     """Means over patches (N, S) of patients drawn with replacement, (draws, S)."""
     index = np.arange(len(per_patch)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
     count = int(index.max()) + 1
     weights = rng.multinomial(count, np.full(count, 1 / count), draws)[:, index].astype(np.float64)
     return weights @ per_patch / weights.sum(1, keepdims=True)
-
-
-def _excess(difference: Floats, floor: Floats) -> Floats:
-    """|difference| in floors; 0 where neither set shows anything."""
-    return np.abs(difference) / np.maximum(floor, 1e-12)
 
 
 def _axes(count: int) -> str:

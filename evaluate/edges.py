@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from evaluate.artefacts import LEAST_PATIENTS
 from evaluate.attributes import distance_to_centre_mm, mean_within, slopes
+from evaluate.halvings import LEAST_PATIENTS
 from evaluate.intervals import Patients
 from evaluate.spectra import BATCH, ROUNDING
 

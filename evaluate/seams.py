@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.artefacts import LEAST_PATIENTS, Halvings
 from evaluate.edges import MEASURES
+from evaluate.halvings import LEAST_PATIENTS, Halvings
 from evaluate.intervals import Interval, Patients
 
 Floats = NDArray[np.float64]

@@ -10,6 +10,8 @@ metrics, `curves` their picture and what they warn of. `transfer` starts a run f
 was asked for and seed k only; `orders` says what that is, `selection` draws again what misses, `drawing` is both
 for several models. `interpolation` walks from seed to seed, `mixing` trains detectors on real and synthetic patches,
 `onnx_export` and `distillation` are for machines without torch or GPU. `privacy`, `private_step` and `private_trainer` protect
-patients, `canaries` attack that. `config` holds the settings and imports nothing heavy.
-Patches are float32 (N, 1, H, W) or (N, 1, D, H, W) in [-1, 1]; but for ONNX files, nothing here knows of HU or files of CT.
+patients, `canaries` attack that. `config` holds the settings and imports nothing heavy. What composes
+all this with patch folders and files of CT is in `commands`, and in `train.py` and `sample.py`.
+Patches are float32 (N, 1, H, W) or (N, 1, D, H, W) in [-1, 1]; but for ONNX files and
+`commands`, nothing here knows of HU or files of CT.
 """

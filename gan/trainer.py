@@ -22,6 +22,7 @@ from gan.config import NetworkConfig, TrainingConfig
 from gan.context import Backgrounds, ContextGenerator, Patches, Scene
 from gan.losses import CriticTerms, critic_gradients, generator_loss
 from gan.networks import BatchNorm, Critic, Generator, place
+from gan.not_finite import NotFinite, first_not_finite, weight_not_finite
 from gan.processes import Processes, shares
 
 if TYPE_CHECKING:
@@ -53,10 +54,6 @@ class TrainingSet:
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """int64 (count,): positions, drawn independently."""
         return rng.choice(len(self.patches), size=count, p=self.weights)
-
-
-class NotFinite(ValueError):
-    """A step's gradient has NaN or Inf in it."""
 
 
 def latents(seeds: Sequence[int] | Sequence[np.random.SeedSequence], size: int) -> Tensor:
@@ -229,12 +226,8 @@ class Trainer:
         parameters = list(self.generator.parameters())
         *gradients, total = self.processes.sum([*torch.autograd.grad(loss, parameters), loss.detach()])
         norm = _norm(gradients)
-        if self._usable(
-            norm,
-            lambda: (
-                f"{_first_not_finite(self.generator, 'generator', self._to_device(z[mine]), condition, *[s for s in [scene] if s is not None]) or 'the loss'}"
-            ),
-        ):
+        inputs = [self._to_device(z[mine]), condition, *([] if scene is None else [scene])]
+        if self._usable(norm, lambda: first_not_finite(self.generator, "generator", *inputs) or "the loss"):
             _step_with(self.generator_optimizer, parameters, gradients)
         return total, norm
 
@@ -287,9 +280,9 @@ class Trainer:
         if bad.any():
             return data.describe(int(positions[bad][0]))
         if not torch.isfinite(synthetic).all():
-            return _weight_not_finite(self.generator, "generator") or "the generator's output"
+            return weight_not_finite(self.generator, "generator") or "the generator's output"
         return (
-            _first_not_finite(
+            first_not_finite(
                 self.critic, "critic", torch.cat([real, synthetic]), *[torch.cat([c, c]) for c in [condition] if c is not None]
             )
             or "the penalty"
@@ -413,27 +406,3 @@ def _norm(gradients: Sequence[Tensor]) -> float:
 def _spread(x: Tensor) -> Tensor:
     """Half the mean squared distance of two different patches of these (N, ...); NaN of fewer than two."""
     return x.flatten(1).sub(x.flatten(1).mean(0)).square().sum() / (len(x) - 1 if len(x) > 1 else torch.nan)
-
-
-def _weight_not_finite(net: nn.Module, name: str) -> str | None:
-    """The first of a network's parameters that is not finite, by name."""
-    return next((f"{name}.{where}" for where, p in net.named_parameters() if not torch.isfinite(p).all()), None)
-
-
-@torch.no_grad()
-def _first_not_finite(net: nn.Module, name: str, *inputs: Tensor | Scene | None) -> str | None:
-    """The first parameter of a network that is not finite, or else the first layer whose output is not, by name."""
-    found: list[str] = []
-
-    def look(where: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, _inputs: object, output: Tensor) -> None:
-            if not torch.isfinite(output).all():
-                found.append(f"layer {name}.{where}" if where else f"the {name}")
-
-        return hook
-
-    hooks = [layer.register_forward_hook(look(where)) for where, layer in net.named_modules()]
-    net(*inputs)
-    for handle in hooks:
-        handle.remove()
-    return _weight_not_finite(net, name) or (found[0] if found else None)

@@ -63,7 +63,7 @@ def train(
 
     held_out: patches of validation patients, whom training never touches. Files are written by the first process only.
 
-    Raises trainer.NotFinite when a gradient is not finite, OSError when a file cannot be written; the last checkpoint stays.
+    Raises not_finite.NotFinite when a gradient is not finite, OSError when a file cannot be written; the last checkpoint stays.
     """
     held_out = held_out if held_out is not None and len(held_out.patches) else None
     return _Loop(trainer, in_memory(data, trainer), held_out, conditions, networks, run, trained_on, hooks).run()

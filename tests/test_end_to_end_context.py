@@ -153,7 +153,7 @@ def test_a_private_run_draws_into_phantoms_only_and_promises_nothing_for_patient
 
 
 def test_whoever_of_the_models_knows_the_cohort_its_test_patients_anatomy_is_not_shown(patches, tmp_path):
-    from sample import _backgrounds
+    from gan.commands.sample_request import backgrounds_of
 
     folder = PatchFolder.open(tmp_path / "patches")
     hashes = {"other": None, "own": folder.content_hash}
@@ -162,12 +162,12 @@ def test_whoever_of_the_models_knows_the_cohort_its_test_patients_anatomy_is_not
     ):  # fmt: skip
         asked = SimpleNamespace(backgrounds=folder.path, anatomy=anatomy, quality=None, pictures=False)
         known = [SimpleNamespace(context="cohort", trained_on={"content_sha256": hashes[name]}) for name in models]
-        found = _backgrounds(asked, known, folder.spec)
+        found = backgrounds_of(asked, known, folder.spec)
         assert (found.origin, len(found.patches)) == (origin, free)
 
 
 def test_lesions_of_unlisted_diameter_are_measured(command, tmp_path, no_curves):
-    from train import lesion_diameters_mm
+    from gan.commands.shared import lesion_diameters_mm
 
     write_patches(tmp_path / "patches", listed=False)
     write_patches(tmp_path / "truth")

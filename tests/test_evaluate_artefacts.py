@@ -7,18 +7,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from evaluate.artefacts import (
-    Halvings,
-    affine_map,
-    checkerboard,
-    find_artefacts,
-    gray_levels,
-    gray_map,
-    noise_power,
-    quantiles,
-    window_ends,
-)
+from evaluate.artefacts import checkerboard, find_artefacts, noise_power
 from evaluate.figures import noise_and_gray_levels
+from evaluate.gray_levels import affine_map, gray_levels, gray_map, quantiles, window_ends
+from evaluate.halvings import Halvings
 from evaluate.spectra import band_edges, noise_power_spectrum, upsampling_frequencies, upsampling_peaks, wave_amplitude
 
 WINDOW = (-1000.0, 400.0)

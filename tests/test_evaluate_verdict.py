@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.artefacts import Artefacts, Band, Checkerboard, EndShare, GrayLevels, GrayMap, NoisePower, WindowEnds
+from evaluate.artefacts import Artefacts, Band, Checkerboard, NoisePower
 from evaluate.attributes import AttributeTest, ClassTest
+from evaluate.gray_levels import EndShare, GrayLevels, GrayMap, WindowEnds
 from evaluate.intervals import Floor, Interval
 from evaluate.key_figures import Figure, Gate
 from evaluate.membership import Membership

@@ -14,9 +14,10 @@ from gan.checkpoint import load_checkpoint
 from gan.conditions import Conditions, drawing_weights
 from gan.config import NetworkConfig, TrainingConfig
 from gan.networks import BatchNorm
+from gan.not_finite import NotFinite
 from gan.sampling import TILE, load_model, sample
 from gan.tracker import Tracker
-from gan.trainer import NotFinite, Trainer, TrainingSet, latents
+from gan.trainer import Trainer, TrainingSet, latents
 from gan.training import Hooks, Validation, train
 
 NETWORKS = NetworkConfig(channels=4, latent=8)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from data.command import time_left
+from gan.commands.shared import training_set
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,7 @@ def run(options: Namespace) -> int:
     conditions = Conditions.of(checkpoint.config.get("conditions", {}))
     balance = checkpoint.config["training"]["balance"]
     data, held_out = (
-        _training_set(folder, folder.select(splits=[split], classes=folder.lesion_classes), conditions, balance)
+        training_set(folder, folder.select(splits=[split], classes=folder.lesion_classes), conditions, balance)
         for split in ("train", "validation")
     )
     patients = len(set(data.patients if data.patients is not None else ()))
@@ -166,17 +167,6 @@ def _check_trained_on(run: Path, trained_on: Mapping[str, Any], folder: PatchFol
             )
 
 
-def _training_set(folder: PatchFolder, indices: np.ndarray, conditions: Conditions, balance: float = 0.0) -> TrainingSet:
-    from data.patches import WindowedPatches
-    from gan.conditions import drawing_weights
-    from gan.trainer import TrainingSet
-
-    labels = folder.rows.names("label", indices)
-    condition = conditions.encode(labels.tolist(), folder.rows.diameter_mm[indices]) if conditions.size else None
-    weights = drawing_weights(labels, balance) if len(indices) else None
-    return TrainingSet(WindowedPatches(folder, indices), condition, weights, folder.rows.names("patient", indices))
-
-
 def _canaries(
     folder: PatchFolder, kind: str, most: int, copies: int, conditions: Conditions, rng: np.random.Generator
 ) -> tuple[Canaries, np.ndarray]:
@@ -200,7 +190,7 @@ def _canaries(
         )
     rows = np.argsort(order, kind="stable")
     mine, others = rows[order[rows] < count], rows[order[rows] >= count]
-    found = _training_set(folder, indices[mine], conditions)
+    found = training_set(folder, indices[mine], conditions)
     everything = np.arange(len(mine))
-    reference = _training_set(folder, indices[others[:1000]], conditions).patches
+    reference = training_set(folder, indices[others[:1000]], conditions).patches
     return Canaries(np.asarray(found.patches[everything]), order[mine], found.condition), np.asarray(reference[np.arange(len(reference))])
