@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lesiongan  # noqa: F401  first: it ends with one line where another's package has the name of one of these
-from data.command import command_parser, parse, run_command
+from data.command import command_parser, parse, program, run_command
 from gan.commands.shared import lesion_diameters_mm, training_backgrounds, training_set
 from gan.config import PRESETS, ContextConfig, NetworkConfig, PrivacyConfig, TrainingConfig
 
@@ -246,7 +246,7 @@ def _ended(run: Path, trainer: Trainer, trained_on: dict[str, Any], conditions: 
         print(f"nearest to validation patients: step {best['step']} ({best['measure']} {best['distance']:.2f}); sample.py takes it")
     formats = "png,nifti,dicom" if len(trained_on["shape"]) == 2 else "nifti,dicom"
     into = " --backgrounds PATCHES" if trainer.backgrounds else ""
-    print(f"next: python sample.py --run {run}{into} --out synthetic --seeds 0-255 --format {formats}")
+    print(f"next: {program('sample')} --run {run}{into} --out synthetic --seeds 0-255 --format {formats}")
     return 0
 
 

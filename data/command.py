@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import yaml
@@ -28,6 +29,11 @@ MOST_SETTINGS, DEEPEST_SETTING = 10_000, 20
 def command_parser(prog: str, description: str) -> ArgumentParser:
     """A parser that shows defaults, reads --config FILE.yaml, and refuses unknown keys and wrong types."""
     return ArgumentParser(prog=prog, description=description, formatter_class=LineKeepingFormatter, exit_on_error=False)
+
+
+def program(name: str) -> str:
+    """How train or sample is started: as the script of the current folder, a checkout, or as the module that is installed."""
+    return f"python {name}.py" if Path(f"{name}.py").exists() else f"python -m {name}"
 
 
 class Command(Protocol):

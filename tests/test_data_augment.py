@@ -212,7 +212,7 @@ def test_the_command_copies_training_patches_and_tells_how(command, patches):
     done = command("data", "augment", "patches", "--factor", 3, "--out", "out", "--seed", 5)
     assert done.code == 0, done.err
     assert "12 patches as they were and 12 changed copies" in done.out
-    assert "next: python train.py --data out" in done.out
+    assert "next: python -m train --data out" in done.out
     source, folder = PatchFolder.open(patches), PatchFolder.open("out")
     folder.verify()
     assert folder.spec == source.spec

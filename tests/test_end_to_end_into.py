@@ -195,7 +195,7 @@ def test_no_path_and_no_patient_is_in_what_is_written(into, out, place, tmp_path
 
 def test_a_model_that_cannot_do_it_is_one_line_that_says_which_can(into, out):
     for run, context, cause in (
-        ("run", False, "run: cannot draw into given surroundings; train one that can: python train.py --context.on true"),
+        ("run", False, "run: cannot draw into given surroundings; train one that can: python -m train --context.on true"),
         ("flat", True, "flat: draws 2-D patches, and --into needs cubes: data prepare --dims 3, then train.py --context.on true"),
         ("gray", True, "gray: --into needs a model of HU whose spacing was stated"),
         ("nowhere", True, "nowhere: --into needs a model of HU whose spacing was stated"),

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from data.command import program
+
 PACKAGES = {"data", "gan", "evaluate"}
 
 
@@ -59,6 +61,13 @@ def test_help_teaches_without_loading_torch(command):
     assert "Exit codes" in done.stdout
     # an option whose text starts with its type has no text
     assert not re.findall(r"^  --\S+(?: \S+)?\s+\(type: ", done.stdout, re.MULTILINE)
+
+
+def test_what_to_run_next_is_what_can_be_run_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert program("train") == "python train.py"
+    monkeypatch.chdir(tmp_path)
+    assert program("train") == "python -m train"
 
 
 def started(module: str, folder: Path, *first: Path) -> subprocess.CompletedProcess:

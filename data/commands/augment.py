@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data.augment import AugmentConfig
-from data.command import progress
+from data.command import program, progress
 from data.commands.shared import print_table, read_range
 
 DESCRIPTION = """Add changed copies of the training patches to a patch folder's.
@@ -65,4 +65,4 @@ def run(options) -> None:
     changed = patches.total() - len(source)
     print(f"{options.out}: {len(source)} patches as they were and {changed} changed copies; look at {options.out}/augmentation.png")
     print_table(patches)
-    print(f"next: python train.py --data {options.out} --out run")
+    print(f"next: {program('train')} --data {options.out} --out run")

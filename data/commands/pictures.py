@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.command import progress
+from data.command import program, progress
 from data.commands.shared import patch_arguments, print_table, read_pseudonyms, read_window
 
 DESCRIPTION = """Make patches from gray pictures: npz, PNG, JPEG.
@@ -66,5 +66,5 @@ def run(options) -> None:
     print(
         f"next: python -m evaluate REAL_PATCHES {options.out} --out report"
         if options.synthetic
-        else f"next: python train.py --data {options.out} --out run"
+        else f"next: {program('train')} --data {options.out} --out run"
     )

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from functools import partial
 
-from data.command import progress
+from data.command import program, progress
 from data.commands.shared import counted, patch_arguments, print_table, read_pseudonyms, read_window
 
 DESCRIPTION = """Cut patches of lesions, and of lesion-free lung, out of a cohort of scans.
@@ -108,7 +108,7 @@ def run(options) -> None:
         print(f"  left out: {count} x {what}")
     if left_out:
         print(f"  each of them: {options.out}/skipped.csv")
-    print(f"next: python -m data report {options.out}, then python train.py --data {options.out} --out run")
+    print(f"next: python -m data report {options.out}, then {program('train')} --data {options.out} --out run")
 
 
 def _classes(text: str | None) -> tuple[tuple[str, str], ...]:

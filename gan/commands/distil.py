@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data.command import progress
+from data.command import program, progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,7 @@ def run(options: Namespace) -> None:
     print(f"{options.out}: distilled in {_clock(seconds)} from {student.samples:,} samples of {run}; costs measured on {where}")
     print("\n".join([distillation.table(of_teacher, of_student), *distance.lines()]))
     print(checkpoint.privacy_spent["sentence"] if checkpoint.privacy_spent else "privacy: no guarantee, for the teacher has none")
-    print(f"look at {options.out}/preview.png; next: python sample.py --run {options.out} --out synthetic --seeds 0-255")
+    print(f"look at {options.out}/preview.png; next: {program('sample')} --run {options.out} --out synthetic --seeds 0-255")
 
 
 def _described(run: Path, trained_on: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, float], str]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from data.command import progress
+from data.command import program, progress
 from gan.commands.sample_request import between_of, models_of, seeds_of, spec_of, warn_of_licence
 from gan.commands.shared import version
 
@@ -42,7 +42,7 @@ def run(options: Namespace) -> int:
             f"{options.run[0]}: draws 2-D patches, and --into needs cubes: data prepare --dims 3, then train.py --context.on true"
         )
     if not model.context:
-        raise ValueError(f"{options.run[0]}: cannot draw into given surroundings; train one that can: python train.py --context.on true")
+        raise ValueError(f"{options.run[0]}: cannot draw into given surroundings; train one that can: {program('train')} --context.on true")
     if spec.unit != "HU" or spec.spacing_mm is None:
         raise ValueError(f"{options.run[0]}: --into needs a model of HU whose spacing was stated")
     with new_folder(options.out) as folder:
