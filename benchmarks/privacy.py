@@ -57,7 +57,7 @@ from benchmarks.few_cases import draw, pretrained
 from benchmarks.quality import FAMILIES, QUICK, Point, Reference, Sizes, fixed_latents, luna_patches, samples, training_nodules
 from benchmarks.step import PENALTY, Clock, Draws, LeakyReLU, Size, networks, plain_networks, processor, resident
 from data.command import run_command
-from data.lesions import BACKGROUND
+from data.lesion_list import BACKGROUND
 from data.parallel import map_processes
 from data.patches import Patch, PatchFolder, PatchSpec, PatchWriter
 from data.phantom import chest

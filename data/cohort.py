@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.cutting import CutConfig, Cutting
 from data.dicom import Series, Skipped, find_series, look_at_all
-from data.lesions import BACKGROUND, LesionList
+from data.lesion_list import BACKGROUND, LesionList
 from data.nifti import stem
 from data.parallel import map_processes
 from data.parts import Job, died, part_name, read_part, run_job

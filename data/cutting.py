@@ -11,7 +11,8 @@ import numpy as np
 
 from data.acquisition import Acquisition
 from data.dicom import Series, read_series
-from data.lesions import BACKGROUND, Listed, ras_suspected
+from data.lesion_list import BACKGROUND, Listed
+from data.lesions import ras_suspected
 from data.metaimage import read_metaimage
 from data.nifti import read_nifti
 from data.preprocess import Window, cut, lung_mask, outside_share

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
-from data.lesions import BACKGROUND, DEFAULT_CLASS, LUNA16_COLUMNS, LesionList, ListConfig, Listed, class_of
+from data.lesion_list import BACKGROUND, DEFAULT_CLASS, LUNA16_COLUMNS, LesionList, ListConfig, Listed, class_of
 from data.masks import MaskFile
 from data.nifti import stem
 from data.sources import METAIMAGE, NIFTI, Source, Unreadable

@@ -19,7 +19,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from data.lesions import DEFAULT_CLASS, LesionList, ListConfig, Listed, class_of
+from data.lesion_list import DEFAULT_CLASS, LesionList, ListConfig, Listed, class_of
 from data.sources import Source, Unreadable
 from data.volume import Lesion, Volume
 

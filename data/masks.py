@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.lesions import DEFAULT_CLASS, LesionList, ListConfig, Listed, class_of
+from data.lesion_list import DEFAULT_CLASS, LesionList, ListConfig, Listed, class_of
 from data.metaimage import read_metaimage_values
 from data.nifti import read_nifti_values, stem
 from data.sources import METAIMAGE, Source, Unreadable

@@ -19,7 +19,7 @@ from data.acquisition import Acquisition
 from data.cutting import Cut, CutConfig, Cutting, cut_series
 from data.dicom import Series
 from data.files import whole_file
-from data.lesions import Listed
+from data.lesion_list import Listed
 from data.pseudonyms import Pseudonyms
 from data.sources import Unreadable
 from data.volume import Lesion

@@ -13,7 +13,8 @@ from scipy.ndimage import distance_transform_edt
 
 from data.cohort import find_volumes, tell_files
 from data.cutting import UNKNOWN_RADIUS_MM, read_volume, touches
-from data.lesions import BACKGROUND, ListConfig, ras_suspected, read_lesions
+from data.lesion_list import BACKGROUND, ListConfig
+from data.lesions import ras_suspected, read_lesions
 from data.preprocess import lung_mask
 from data.volume import Lesion, Volume
 

@@ -13,7 +13,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from data.dicom_file import NotDicom, read_dicom
-from data.lesions import DEFAULT_CLASS, LesionList, ListConfig, Listed, class_of
+from data.lesion_list import DEFAULT_CLASS, LesionList, ListConfig, Listed, class_of
 from data.masks import as_lesions, components
 from data.sources import Source, Unreadable
 from data.volume import Lesion, Volume

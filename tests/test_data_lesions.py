@@ -11,7 +11,8 @@ from conftest import affine_of, noise_volume
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.lesions import BACKGROUND, ListConfig, ras_suspected, read_lesions, write_annotations
+from data.lesion_list import BACKGROUND, ListConfig
+from data.lesions import ras_suspected, read_lesions, write_annotations
 from data.volume import Lesion, Volume, spacing_of
 
 LUNA = "seriesuid,coordX,coordY,coordZ,diameter_mm,class\n"

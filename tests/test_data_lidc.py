@@ -9,7 +9,8 @@ import pytest
 from conftest import affine_of
 from scipy.ndimage import binary_dilation
 
-from data.lesions import ListConfig, read_lesions
+from data.lesion_list import ListConfig
+from data.lesions import read_lesions
 from data.volume import Volume, spacing_of
 
 SPACING, ORIGIN = (2.5, 0.5, 0.5), (-60.0, -50.0, -200.0)

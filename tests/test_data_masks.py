@@ -13,7 +13,8 @@ import SimpleITK as sitk
 from conftest import affine_of, dicom_series
 
 from data.dicom import find_series, look_at_all, read_series
-from data.lesions import ListConfig, read_lesions
+from data.lesion_list import ListConfig
+from data.lesions import read_lesions
 from data.nifti import read_nifti, write_nifti
 from data.sources import Source, find_sources
 from data.volume import Volume, spacing_of

@@ -21,7 +21,8 @@ from test_data_writing import TYPE_1, TYPE_2
 from data.cohort import find_volumes
 from data.cutting import read_volume
 from data.implanting import drawn
-from data.lesions import ListConfig, read_lesions
+from data.lesion_list import ListConfig
+from data.lesions import read_lesions
 from data.patches import PatchFolder
 from data.phantom import chest
 from data.placing import Order, place_lesions, read_scan, scan_of

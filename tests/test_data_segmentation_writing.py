@@ -16,7 +16,8 @@ from pydicom.sr.codedict import codes
 from data.dicom import find_series, look_at_all, read_series
 from data.dicom_writing import Subject
 from data.export import write_patch_dicom
-from data.lesions import ListConfig, read_lesions
+from data.lesion_list import ListConfig
+from data.lesions import read_lesions
 from data.segmentation_writing import write_segmentation
 from data.sources import find_sources
 

@@ -64,7 +64,8 @@ def run(options) -> None:
     from data.cutting import CutConfig
     from data.export import write_folder_preview
     from data.files import resumable_folder
-    from data.lesions import ListConfig, read_lesions
+    from data.lesion_list import ListConfig
+    from data.lesions import read_lesions
     from data.patches import check_licence
 
     for name, least in (("size", 8), ("slices", 1), ("background", 0), ("processes", 0)):
