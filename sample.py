@@ -35,13 +35,13 @@ A sample depends on the model, its seed and what it is asked for only, so it can
   python sample.py --run run --export model.onnx                             for machines without torch
   python sample.py --run context-3d --into SERIES --count 3 --class solid --diameter 6-12 --seeds 0-9 --out scans    into a whole scan
 
-Where a diameter is asked for, or matched, it is measured in the sample, and a sample that misses it is drawn again, as is a lesion that
-cannot be seen in the anatomy it was drawn into: what was turned down is counted. In the output: a patch folder (dataset.json, patches.csv, shards) that `python -m evaluate` reads, samples.csv (what each
+Where a diameter is asked for, or matched, it is measured in the sample, and a sample that misses it is drawn again (with --into it is
+measured only), as is a lesion that cannot be seen in the anatomy it was drawn into: what was turned down is counted. In the output: a patch folder (dataset.json, patches.csv, shards) that `python -m evaluate` reads, samples.csv (what each
 was drawn for and what was measured), sampling.json (models, settings, what was turned down), preview.png, and a folder for each format:
   png    16-bit gray, level = HU + 2048       nifti  with spacing       dicom  CT images marked as synthetic       seg  their lesions
 
 --into sets lesions into a CT series: a series of DICOM for each seed, every voxel outside the lesions as it was, with annotations.csv
-(as LUNA16's), a segmentation of each lesion and lesions.csv. It takes a run of train.py --context.on true on cubes (prepare --dims 3).
+(as LUNA16's; the scan's own are not in it), a segmentation of each lesion and lesions.csv. It takes a run of train.py --context.on true on cubes (prepare --dims 3).
 
 Interrupted, the same command goes on where it stopped, but with --into, which leaves nothing. Exit codes: 0 done, 1 --verify found a difference, 2 bad input,
 130 or 143 interrupted."""
@@ -140,7 +140,8 @@ def _options(arguments: Sequence[str]) -> Namespace:
         "--step",
         type=str,
         default="best",
-        help="checkpoint to use, or several with commas; best: nearest to validation patients, or the newest where none was compared; newest",
+        help="checkpoint to use, or several with commas, of those that the run keeps, its best and its newest; best: nearest to validation "
+        "patients, or the newest where none was compared; newest",
     )
     parser.add_argument(
         "--shares", type=str | None, default=None, help="of the models (runs, and their steps), such as 2,1; default: equal"
@@ -161,6 +162,12 @@ def _options(arguments: Sequence[str]) -> Namespace:
         help="with --into: list of the lesions there, as data prepare reads it, to stay away from",
     )
     options = parser.parse_args(list(arguments))
+    for job in ("verify", "export"):
+        given = [
+            name for name in ("out", "seeds", "format", "match", "fill", "trunc", "quality", "dissimilar_to") if options[name] is not None
+        ]
+        if options[job] and given:
+            raise ValueError(f"--{given[0].replace('_', '-')} does not go with --{job}; leave one of them out")
     options.seeds = options.seeds or ("0" if options.into else "0-255")
     options.format = options.format or ("dicom,seg" if options.into else "png")
     return options
@@ -174,6 +181,8 @@ def _export(options: Namespace) -> int:
     if not options.export.endswith(".onnx"):
         raise ValueError(f"--export {options.export}: want a file that ends in .onnx")
     models = models_of(options)
+    if any(model.context for model in models):
+        raise ValueError("--export: a model that draws lesions into anatomy cannot be exported; export one of whole patches")
     if len(models) > 1:
         raise ValueError("--export takes one model; export them one by one")
     (model,) = models

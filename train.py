@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 import lesiongan  # noqa: F401  first: it ends with one line where another's package has the name of one of these
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
     from gan.training import train
     from gan.transfer import start_from
 
+    if not options.data:
+        print("note: no --data given, so this is the demo, on procedural phantoms", file=sys.stderr, flush=True)
     folder = PatchFolder.open(Path(options.data) if options.data else demo_patches(DEMO))
     strides(folder.shape)
     options.training = options.training.settled(folder.shape)
@@ -126,12 +129,12 @@ def main(arguments: Sequence[str]) -> int:
             )
     if isinstance(trainer, PrivateTrainer):
         say(_promise(trainer), flush=True)
+    run = Path(options.out)
+    refuse_foreign(run)
     if options.dry_run or options.privacy.dry_run:
         if options.dry_run:
             _dry_run(trainer, training_set, say)
         return 0
-    run = Path(options.out)
-    refuse_foreign(run)
     with locked(run) if trainer.processes.first else nullcontext():
         if trainer.processes.first:
             open_run(run, config, trained_on)
@@ -139,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
             seen_before = any([*(run / "checkpoints").glob("*.json"), *run.glob("metrics.jsonl")])
             trainer.spend_before(Ledger(run, trainer.plan, folder.content_hash, seen_before) if trainer.processes.first else None)
         validate = _validation(folder, training_set, held_out) if trainer.processes.first and held_out is not None else None
-        hooks = _hooks(run, options, folder, validate, {**config, "trained_on": trained_on}, stop)
+        hooks = _hooks(run, options, folder, validate, {**config, "trained_on": trained_on}, conditions, stop)
         say(f"run folder {run}", flush=True)
         train(trainer, training_set, held_out, conditions, options.networks, run, trained_on, hooks)
         trainer.processes.close()
@@ -237,8 +240,7 @@ def _ended(run: Path, trainer: Trainer, trained_on: dict[str, Any], conditions: 
         part = f"{trainer.progress:.0%} of the budget's critic steps" if spent else f"of {training.steps}"
         print(f"stopped at step {reached}{', ' if spent else ' '}{part}, saved; the same command resumes")
         return STOPPED
-    asked_for = ", ".join([*conditions.classes, *["a diameter in mm"] * conditions.diameter])
-    best = write_model_card(run, training, trained_on, asked_for, _advice(run)).best
+    best = write_model_card(run, training, trained_on, conditions, _advice(run)).best  # anew: the licence may have been mended
     print(f"all {reached} steps done; samples in {run / 'samples'}, learning curves in {run / 'curves.png'}")
     if spent:
         print(spent["sentence"])
@@ -246,7 +248,7 @@ def _ended(run: Path, trainer: Trainer, trained_on: dict[str, Any], conditions: 
         print(f"nearest to validation patients: step {best['step']} ({best['measure']} {best['distance']:.2f}); sample.py takes it")
     formats = "png,nifti,dicom" if len(trained_on["shape"]) == 2 else "nifti,dicom"
     into = " --backgrounds PATCHES" if trainer.backgrounds else ""
-    print(f"next: {program('sample')} --run {run}{into} --out synthetic --seeds 0-255 --format {formats}")
+    print(f"next: {program('sample')} --run {quote(str(run))}{into} --out synthetic --seeds 0-255 --format {formats}")
     return 0
 
 
@@ -372,9 +374,9 @@ def _what(data: TrainingSet, folder: PatchFolder, held_out: TrainingSet | None, 
 
 def _hooks(
     run: Path, options: Any, folder: PatchFolder, validate: Callable[[np.ndarray, np.ndarray], Validation] | None, config: dict[str, Any],
-    stop: _StopOnSignal,
+    conditions: Conditions, stop: _StopOnSignal,
 ) -> Hooks:  # fmt: skip
-    """What the loop tells us: grids, distances, curves and lines of progress."""
+    """What the loop tells us: grids, distances, curves, the model card and lines of progress."""
     from data.export import write_preview
     from data.preprocess import from_unit
     from gan.tracker import Tracker
@@ -388,7 +390,9 @@ def _hooks(
 
     def saved(step: int) -> None:
         from gan.curves import write_curves
+        from gan.run_folder import write_model_card
 
+        write_model_card(run, options.training, config["trained_on"], conditions, _advice(run))
         write_curves(run / "metrics.jsonl", run / "curves.png")
         for line in _advice(run):
             if line.split(":")[0] not in said:

@@ -72,7 +72,8 @@ def find_volumes(
     no scans, such as masks. Raises FileNotFoundError for a place that does not exist, ValueError where nothing is a CT volume.
     """
     damaged: list[Unreadable] = []
-    files = [file for file in find_sources(places, damaged) if not (leave_out and Source(file.path.resolve(), file.member) in leave_out)]
+    every = list(find_sources(places, damaged))
+    files = [file for file in every if not (leave_out and Source(file.path.resolve(), file.member) in leave_out)]
     single = [f for f in files if f.name.lower().endswith(NIFTI + METAIMAGE) and not f.name.startswith("._")]
     rest = [f for f in files if not f.name.lower().endswith(NIFTI + METAIMAGE + _BESIDE_SCANS) or f.name.startswith("._")]
     chunks = [rest[n : n + _LOOK_AT_ONCE] for n in range(0, len(rest), _LOOK_AT_ONCE)]
@@ -88,6 +89,11 @@ def find_volumes(
         reasons = Counter(s.reason for s in skipped).most_common(1)
         if len(skipped) == 1:
             raise ValueError(f"{skipped[0].file}: no CT volume found ({skipped[0].reason})")
+        if len(files) < len(every):
+            raise ValueError(
+                f"{', '.join(map(str, places))}: every scan in it is on the lesion list, as a mask; keep scans and masks in folders of their "
+                "own, or give a CSV with the columns image and mask"
+            )
         why = f"{len(skipped)} files, most of them: {reasons[0][0]}" if reasons else "no file of a scan format"
         raise ValueError(f"{', '.join(map(str, places))}: no CT volume found ({why})")
     return series, skipped
@@ -119,7 +125,9 @@ def prepare(
     ]
     outcome.notes["series without a listed lesion, left out"] = len(found) - len(wanted)
     nameless = {s.uid for s in wanted if s.nameless and s.uid not in lesions.patients and not one_each}
-    outcome.notes["series without a PatientID: its study, or file, counts as a patient; --patients each says that it is"] = len(nameless)
+    outcome.notes[
+        "series without a PatientID, whose study or file counts as a patient; say --patients each if no two are of one person"
+    ] = len(nameless)
     if not wanted:
         raise ValueError(
             f"none of the {len(lesions.series)} series in the lesion list is among the {len(found)} found; "

@@ -28,7 +28,7 @@ MOST_SETTINGS, DEEPEST_SETTING = 10_000, 20
 
 def command_parser(prog: str, description: str) -> ArgumentParser:
     """A parser that shows defaults, reads --config FILE.yaml, and refuses unknown keys and wrong types."""
-    return ArgumentParser(prog=prog, description=description, formatter_class=LineKeepingFormatter, exit_on_error=False)
+    return ArgumentParser(prog=prog, description=description, formatter_class=LineKeepingFormatter, exit_on_error=False, allow_abbrev=False)
 
 
 def program(name: str) -> str:
@@ -47,11 +47,14 @@ class Command(Protocol):
 
 def run_one_of(commands: Mapping[str, Command], parser: ArgumentParser, arguments: Sequence[str]) -> int | None:
     """Reads which of the commands is meant, and its options, and runs it."""
-    subcommands = parser.add_subcommands(dest="command", title="commands", metavar="COMMAND")
+    subcommands = parser.add_subcommands(
+        dest="command", metavar="COMMAND", title="arguments", description="", help="see above; COMMAND --help teaches it"
+    )
     for name, command in commands.items():
-        one = command_parser(f"{parser.prog} {name}", command.DESCRIPTION)
+        one = command_parser("", command.DESCRIPTION)
         command.add_arguments(one)
-        subcommands.add_subcommand(name, one, help=command.DESCRIPTION.splitlines()[0].rstrip("."))
+        subcommands.add_subcommand(name, one)
+        one.prog = f"{parser.prog} {name}"
     options = parser.parse_args(list(arguments))
     return commands[options.command].run(options[options.command])
 
@@ -120,8 +123,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     try:
         code = main(joined_values(sys.argv[1:])) or 0
     except ArgumentError as error:
-        told = re.sub(r"(?<=required: ).*", lambda names: re.sub(r"\b\w+\.(?=\w)", "", names[0]), one_line(error))
-        print(f"error: {told}; --help lists what there is", file=sys.stderr)
+        print(f"error: {_in_plain_words(one_line(error))}; --help lists what there is", file=sys.stderr)
         code = BAD_INPUT
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -135,6 +137,17 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         print("interrupted: nothing was left half-written", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def _in_plain_words(told: str) -> str:
+    """What jsonargparse says of an option, without the types of Python."""
+    told = re.sub(r"(?<=required: ).*", lambda names: re.sub(r"\b\w+\.(?=\w)", "", names[0]), told)
+    told = re.sub(r'expected "command" to be one of .*', "no command given", told)
+    found = re.fullmatch(r'Parser key "([\w.]+)": (.*?) (?:Got|Given) value: (.*)', told)
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list in brackets"}
+    wanted = [kinds[name] for name in re.findall(r"<class '(\w+)'>", told) if name in kinds]
+    wanted += [" or ".join(re.findall(r"'([^']*)'", choices)) for choices in re.findall(r"Literal\[(.*?)\]", told)]
+    return f"--{found[1]} {found[3]}: want {' or '.join(dict.fromkeys(wanted))}" if found and wanted else told
 
 
 def one_line(error: BaseException) -> str:
@@ -158,6 +171,19 @@ def progress(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         if now - last > 5 or (done == total and now - started > 2):
             print(f"{description}: {done}/{total}, {now - started:.0f} s", file=sys.stderr, flush=True)
             last = now
+
+
+def now_and_then(every_s: float = 10) -> Callable[[str], None]:
+    """A function that prints what it is told to stderr, but not more often than this, and never at once."""
+    due = time.monotonic() + every_s
+
+    def tell(words: str) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + every_s
+            print(words, file=sys.stderr, flush=True)
+
+    return tell
 
 
 @contextmanager

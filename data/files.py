@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 @contextmanager
@@ -51,7 +54,10 @@ def resumable_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
     path = Path(path)
     _check_free(path)
     work = path.parent / f".{path.name}.parts"
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _told_plainly(error, path) from None
     with open(work / "lock", "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,8 +70,10 @@ def resumable_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
         try:
             yield folder, parts
             folder.replace(path)
-        except Exception as error:
-            raise _told_full(error, path) from error
+        except BaseException as error:
+            if any(parts.iterdir()):
+                print(f"what is done so far is kept in {work}; the same command goes on from there", file=sys.stderr)
+            raise _told_plainly(error, path) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if path.exists() or not any(parts.iterdir()):
@@ -83,7 +91,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())  # whole also after a power cut
         partial.replace(path)
     except Exception as error:
-        raise _told_full(error, path) from error
+        raise _told_plainly(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -96,20 +104,26 @@ def _check_free(path: Path) -> None:
 @contextmanager
 def _partial_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` that is gone when the block ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise _told_plainly(error, path) from None
     try:
         folder.chmod(0o755)
         yield folder
     except Exception as error:
-        raise _told_full(error, path) from error
+        raise _told_plainly(error, path) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _told_full(error: Exception, path: Path) -> Exception:
-    """The error itself, or one that says plainly that the disk is full: NumPy and pydicom have words of their own for it."""
+def _told_plainly(error: E, path: Path) -> E | OSError:
+    """The error itself; or one that says that the disk is full, for which NumPy and pydicom have words of their own; or one that names
+    `path` where the file that could not be written is one on the way to it."""
     told = str(error)
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in told or "Not enough free space" in told:
         return OSError(errno.ENOSPC, "the disk is full; free some space or choose another place", str(path))
+    if isinstance(error, OSError) and error.strerror and f".{path.name}." in str(error.filename):
+        return OSError(error.errno, f"cannot be written: {error.strerror}", str(path))
     return error

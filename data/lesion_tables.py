@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import re
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from data.sources import METAIMAGE, NIFTI, Source, Unreadable
 from data.volume import Lesion, Volume
 
 SAME_AGAIN = "the same lesion as in an earlier row"
-_WANTED = f"want {','.join(LUNA16_COLUMNS)}[,class], or image,mask[,class]"
+_WANTED = f"want {','.join(LUNA16_COLUMNS)}[,class], or image,x,y,z[,diameter,class,patient_id], or image,mask[,class]"
 _SERIES = ("seriesuid", "series_uid", "series", "image", "file")
 _POINTS = (("coordx", "coordy", "coordz"), ("x", "y", "z"))
 _CANDIDATES = ["seriesuid", "coordx", "coordy", "coordz", "class"]
@@ -87,7 +88,7 @@ def read_table(path: Path, config: ListConfig) -> LesionList:
                 except ValueError as why:
                     problems.append((table.line_num, str(why)))
     except UnicodeDecodeError as error:
-        raise Unreadable(path, "not a CSV file in UTF-8", str(error)) from None
+        raise Unreadable(path, "not a CSV file in UTF-8; save it as one", str(error)) from None
     except csv.Error as error:
         raise Unreadable(path, f"line {line + 1}: not CSV; a quote is missing or too many", str(error)) from None
     series = rows.finish(problems)
@@ -105,7 +106,7 @@ def _columns(path: Path, head: list[str], config: ListConfig) -> _Columns:
     if not "".join(names):
         raise Unreadable(path, "empty, or its first line is")
     other = next((mark for mark in ";\t" if mark in "".join(names)), None)
-    hint = f" separated by commas, not by {'semicolons' if other == ';' else 'tabs'}" if other else ""
+    hint = f", separated by commas, not by {'semicolons' if other == ';' else 'tabs'}; and numbers with a decimal point" if other else ""
 
     def find(*wanted: str) -> int | None:
         name = next((name for name in wanted if name in names), None)
@@ -115,18 +116,22 @@ def _columns(path: Path, head: list[str], config: ListConfig) -> _Columns:
 
     series = find(*_SERIES)
     if series is None:
-        raise Unreadable(path, f"no column {_SERIES[0]}; {_WANTED}{hint}")
+        raise Unreadable(path, f"no column {_SERIES[0]}; {_WANTED}{hint}", _named(head))
     found = [tuple(find(axis) for axis in axes) for axes in _POINTS]
     point = next(((x, y, z) for x, y, z in found if x is not None and y is not None and z is not None), None)
     mask = find("mask")
     if point is None and mask is None:
-        raise Unreadable(path, f"no column coordX, coordY, coordZ; {_WANTED}{hint}")
+        raise Unreadable(path, f"no column coordX, coordY, coordZ; {_WANTED}{hint}", _named(head))
     label = find(config.class_from.strip().lower()) if config.class_from else find("class", "label")
     if config.class_from and label is None:
-        raise Unreadable(path, "no column of the name that the classes are to be read from", config.class_from)
+        raise Unreadable(path, f"no column {config.class_from} to read the classes from", _named(head))
     return _Columns(
         len(names), series, point, find("diameter_mm", "diameter"), label, mask, find("patient_id", "patient"), names == _CANDIDATES
     )
+
+
+def _named(head: list[str]) -> str:
+    return f"its first line names {', '.join(name.strip() for name in head)}"[:300]
 
 
 class _Rows:
@@ -146,7 +151,8 @@ class _Rows:
         """Takes a row in, or raises ValueError with the reason, in which no cell is quoted."""
         columns = self.columns
         if len(row) != columns.width:
-            raise ValueError(f"has not the {columns.width} cells that the first line names")
+            more = "; a decimal comma, perhaps: write numbers with a decimal point" if len(row) > columns.width else ""
+            raise ValueError(f"has not the {columns.width} cells that the first line names{more}")
         series = self._series(row[columns.series])
         label = self._label(row[columns.label]) if columns.label is not None else None
         if columns.mask is not None:
@@ -218,5 +224,7 @@ def _number(cell: str, what: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number) or "_" in cell:  # Python reads 1_0 as 10
+        if re.fullmatch(r"\s*[-+]?\d+,\d+\s*", cell):
+            raise ValueError(f"{what} has a decimal comma; write numbers with a decimal point")
         raise ValueError(f"{what} is {'not a finite number' if cell.strip() else 'missing'}")
     return number

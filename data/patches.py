@@ -106,13 +106,19 @@ class PatchFolder:
         """Reads and checks a patch folder. Raises OSError or ValueError naming what is wrong with it."""
         path = Path(path)
         if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such patch folder; make one with `python -m data prepare --help`")
+            raise FileNotFoundError(
+                f"{path}: no such patch folder; python -m data prepare makes one from scans, sample.py one of synthetic patches"
+            )
         try:
             meta = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{path}: no dataset.json in it, so not a patch folder; make one with `python -m data prepare` from scans, or `python -m data import` from pictures"
-            ) from None
+            what = (
+                "a run, not a patch folder; sample.py draws one from it"
+                if (path / "config.yaml").exists()
+                else "no dataset.json in it, so not a patch folder; python -m data prepare makes one from scans, import one from pictures, and "
+                "sample.py one of synthetic patches"
+            )
+            raise FileNotFoundError(f"{path}: {what}") from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path / 'dataset.json'}: not JSON ({error})") from None
         if not isinstance(meta, dict) or {k: meta.get(k) for k in FORMAT} != FORMAT:

@@ -106,18 +106,28 @@ def write_formats(folder: Path, part: Part) -> None:
                 write_segmentation(part.masks[n], images, subject, one.label, folder / "seg" / f"{one.name}.dcm")
 
 
-def other_files(part: Part) -> set[str]:
-    """Names of those samples whose files in part.folder are not, byte by byte, what would be written now."""
+def wrong_files(part: Part) -> list[tuple[str, str]]:
+    """(name of a sample, what is wrong with a file of it) where files in part.folder are not, byte by byte, what would be written now."""
     with tempfile.TemporaryDirectory() as place:
         again = Path(place)
         write_formats(again, part)
         made = [file.relative_to(again) for file in again.rglob("*") if file.is_file()]
-        differ = [file for file in made if not _equal(again / file, part.folder / file)]
-    return {file.parts[1].split(".")[0] for file in differ}  # such as nifti/NAME.nii.gz, dicom/NAME/0001.dcm
+        absent = [(file, "is missing") for file in made if not (part.folder / file).is_file()]
+        there = [file for file in made if (part.folder / file).is_file()]
+        other = [(file, "is another") for file in there if (again / file).read_bytes() != (part.folder / file).read_bytes()]
+    return [(_owner(file), f"{file} {what}") for file, what in (*absent, *other)]
 
 
-def _equal(one: Path, other: Path) -> bool:
-    return other.is_file() and one.read_bytes() == other.read_bytes()
+def strange_files(folder: Path, formats: Sequence[str], names: Sequence[str]) -> list[str]:
+    """What lies in the formats' folders and belongs to none of these samples."""
+    known = set(names)
+    files = [file.relative_to(folder) for name in formats for file in sorted((folder / name).glob("*"))]
+    return [str(file) for file in files if _owner(file) not in known]
+
+
+def _owner(file: Path) -> str:
+    """The sample of a file such as nifti/NAME.nii.gz or dicom/NAME/0001.dcm."""
+    return file.parts[1].split(".")[0]
 
 
 def subject_of(one: Sample, spec: PatchSpec, version: str) -> Subject:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from evaluate.intervals import Floor, Interval
-from evaluate.report import DetectorResult, Distance, MemorisationResult, Report
-from evaluate.verdict import Level
+from evaluate.report import DetectorResult, Distance, MemorisationResult, Metric, Report
+from evaluate.scores import METRICS
+from evaluate.verdict import Level, Part
 
 Better = Literal["lower", "higher", "neither"]
 
@@ -86,6 +87,11 @@ def _with_interval(value: float, interval: Interval | None, better: Better) -> F
 
 NAME = r"[\w.+:/\- ]+?"
 GATE = re.compile(rf"\s*({NAME})\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
+KNOWN = re.compile(
+    rf"(class\.{NAME}\.)?({'|'.join(get_args(Metric))})\.{NAME}|attributes\.differing|detector\.(delta\.)?({'|'.join(METRICS)})"
+    r"|memorisation\.(copies|duplicates|authenticity|data_copying|membership\.(auroc|tpr))"
+)
+"""The figures that a report may have."""
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
 }  # fmt: skip
@@ -108,11 +114,22 @@ class Gate:
             raise ValueError(f"--fail-if {text!r}: want a figure, a comparison and a bound, such as 'detector.delta.recall < 0'")
         name, sign, bound = found.groups()
         if name.startswith("verdict."):
+            if name.removeprefix("verdict.") not in get_args(Part):
+                raise ValueError(
+                    f"--fail-if {text!r}: no such verdict; there are {', '.join(f'verdict.{part}' for part in get_args(Part))}"
+                )
             if sign not in ("==", "!="):
                 raise ValueError(f"--fail-if {text!r}: a verdict is a word; compare it by == or !=, such as 'verdict.memorisation == bad'")
             if bound not in get_args(Level):
                 raise ValueError(f"--fail-if {text!r}: {bound!r} is no verdict; there are {', '.join(get_args(Level))}")
         else:
+            if not KNOWN.fullmatch(_full(re.sub(r"\.(low|high)$", "", name))):
+                raise ValueError(
+                    f"--fail-if {text!r}: no figure has that name; a report has, such as there are data for, METRIC.FAMILY and "
+                    "class.NAME.METRIC.FAMILY (such as frechet.radiomics, coverage.inception-v3), attributes.differing, memorisation.copies, "
+                    ".duplicates, .authenticity, .data_copying, .membership.auroc, .membership.tpr, detector.METRIC, detector.delta.METRIC "
+                    f"(METRIC: {', '.join(METRICS)}), and verdict.{', .'.join(get_args(Part))}"
+                )
             try:
                 number = float(bound)
             except ValueError:
@@ -124,9 +141,7 @@ class Gate:
     def fails(self, figures: Mapping[str, Figure], verdicts: Mapping[str, str]) -> str | None:
         """Why the report fails, in a sentence; None where it does not. A figure that was not measured fails: nobody knows that it is good enough."""
         if self.name.startswith("verdict."):
-            level = verdicts.get(self.name.removeprefix("verdict."))
-            if level is None:
-                return f"{self.text}: no such verdict; there are {', '.join(f'verdict.{part}' for part in verdicts)}"
+            level = verdicts[self.name.removeprefix("verdict.")]
             return f"{self.text}: it is {level}" if (level == self.bound) == (self.sign == "==") else None
         value = _value_of(self.name, figures)
         if value is None or math.isnan(value):

@@ -42,6 +42,8 @@ def read_report(path: str | Path, name: str | None = None) -> Read:
         compared = dict(found["compared"])
         _ = compared["real_sha256"], compared["synthetic_sha256"], int(compared["synthetic"]["patches"])
         return Read(name or file.resolve().parent.name, figures, verdicts, compared, weights)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: no such report; python -m evaluate writes one into its folder --out") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file}: not a report of this version ({' '.join(str(error).split())[:80]}); evaluate again") from None
 

@@ -99,8 +99,13 @@ def load_checkpoint(run: Path, step: int | Literal["best"] | None = None, warn: 
     folder = run / "checkpoints"
     steps = [there for there in _steps(folder) if step in (None, there)]
     if not steps:
-        which = "no checkpoint in it" if step is None else f"no checkpoint of step {step} in it"
-        raise FileNotFoundError(f"{run}: {which}; train one with `python train.py --out {run}`")
+        there_are = ", ".join(map(str, sorted(_steps(folder))))
+        raise FileNotFoundError(f"{run}: " + (
+            f"no checkpoint of step {step} in it; there are {there_are} (a run keeps its newest and its best)" if there_are
+            else "a patch folder, not a run; train.py --data PATCHES --out RUN trains one" if (run / "dataset.json").exists()
+            else "no checkpoint in it yet" if (run / "config.yaml").exists()
+            else "no run there; train.py --data PATCHES --out RUN trains one"
+        ))  # fmt: skip
     for there, before in zip(steps, [*steps[1:], None], strict=True):
         try:
             return _load(folder, there)

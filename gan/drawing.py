@@ -11,7 +11,7 @@ import numpy as np
 from gan.context import CONTRAST, Backgrounds, seen_in
 from gan.orders import Orders, Request, orders, which_model
 from gan.sampling import Model, candidates, composites, critic_scores, generate
-from gan.selection import Taken, Tally, Test, select
+from gan.selection import Taken, Tally, Test, Watch, select
 
 PILOT, PILOT_SEEDS = 256, 2**62
 """Samples by which a quality, and what truncation costs, are judged, and their first seed, which nobody asks for."""
@@ -69,7 +69,7 @@ class Drawing:
         """What seeds are drawn for; first: which sample of the whole the first of them is."""
         return self._orders(seeds, self.request, first)
 
-    def part(self, first: int, count: int) -> tuple[Taken, Orders, np.ndarray, Tally]:
+    def part(self, first: int, count: int, watch: Watch = lambda tally: None) -> tuple[Taken, Orders, np.ndarray, Tally]:
         """Some of the samples, what they were drawn for, the number of each one's model, int (n,), and what was turned down.
 
         Whatever parts the whole is drawn in, a sample is the same. Raises ValueError where hardly any candidate passes.
@@ -96,7 +96,7 @@ class Drawing:
             tests[CONTRAST] = seen_in(anatomy, self.backgrounds.spacing_mm, asked.asked_mm)
         if self.quality is not None:
             tests[QUALITY] = partial(self._score, model_of, asked)
-        taken = select(count, draw, tests, tally, lambda row: asked.words(row, seeds[row]))
+        taken = select(count, draw, tests, tally, lambda row: asked.words(row, seeds[row]), watch=watch)
         return replace(taken, anatomy=anatomy), asked, model_of, tally
 
     def diversity(self) -> float:

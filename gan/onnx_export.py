@@ -1,19 +1,7 @@
 """A trained generator as one ONNX file, for machines without torch: latents in, HU out.
 
-To draw from it takes NumPy and onnxruntime alone. Row n of `hu` is the patch of seeds[n], but for a pixel in 10,000 or so that rounds
-to the next HU, depending on the processor and the runtime. `asked` is what the rows are drawn for, here nodules of 8 mm; it is empty
-for a model that cannot be asked:
-
-    import json, numpy as np, onnxruntime
-    session = onnxruntime.InferenceSession("generator.onnx", providers=["CPUExecutionProvider"])
-    about = session.get_modelmeta().custom_metadata_map
-    classes, knots = json.loads(about["classes"]), json.loads(about["diameter_knots_mm"])
-    seeds, label, mm = range(4), "nodule", 8
-    given = {"z": np.stack([np.random.default_rng(seed).standard_normal(int(about["latent"]), dtype=np.float32) for seed in seeds])}
-    asked = [float(name == label) for name in classes] + [np.interp(np.log(mm), np.log(knots), row) for row in np.eye(len(knots))]
-    if asked:
-        given["condition"] = np.tile(np.float32(asked), (len(seeds), 1))
-    hu = session.run(["hu"], given)[0]  # int16 (4, *S)
+To draw from it takes NumPy and onnxruntime alone: docs/sampling.md has the example. Row n of `hu` is the patch of seeds[n], but for a pixel
+in 10,000 or so that rounds to the next HU, depending on the processor and the runtime.
 
 The graph is written here node by node, not traced. The generator is a handful of layers: with its batch normalisation folded into the
 weights, a matrix product and transposed convolutions. Traced, its file would be fixed to one batch size, carry file names and stack

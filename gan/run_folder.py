@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from gan.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from gan.conditions import Conditions
 from gan.config import TrainingConfig
 from gan.context import ORIGINS
 
@@ -73,10 +74,12 @@ def licence_of(trained_on: Mapping[str, Any]) -> str:
 
 
 def write_model_card(
-    run: Path, training: TrainingConfig, trained_on: Mapping[str, Any], asked_for: str, warnings: Sequence[str]
+    run: Path, training: TrainingConfig, trained_on: Mapping[str, Any], conditions: Conditions, warnings: Sequence[str]
 ) -> Checkpoint:
-    """What a reader must know before using the model: data, training, what it is not. Returns the checkpoint it describes."""
+    """What a reader must know before using the newest checkpoint, which is returned: data, training, what it is not."""
     checkpoint = load_checkpoint(run)
+    asked_for = ", ".join([*conditions.classes, *["a diameter in mm"] * conditions.diameter])
+    of_all = "" if checkpoint.privacy_spent or checkpoint.step >= training.steps else f" of {training.steps}"
     low, high = trained_on["window"]
     counts = ", ".join(f"{name} {count}" for name, count in trained_on.get("class_counts", {}).items())
     patches = (
@@ -103,7 +106,7 @@ def write_model_card(
 
 A WGAN-GP (Gulrajani et al. 2017) that draws {drawn}
 
-- model: SHA-256 {checkpoint.model_hash}, step {checkpoint.step}; {chosen}
+- model: SHA-256 {checkpoint.model_hash}, step {checkpoint.step}{of_all}; {chosen}
 - trained on: {patches};
   {" x ".join(map(str, trained_on["shape"]))} pixels, spacing {trained_on["spacing_mm"] or "unknown"} mm, window {low:g} to {high:g} {trained_on["unit"]}{content}
 - licence or terms of the data: {licence_of(trained_on)}

@@ -130,7 +130,9 @@ def generate(model: Model, z: Tensor, condition: np.ndarray | None = None) -> It
     generator = of_whole_patches(model)
     if (condition is None) != (model.conditions.size == 0):
         raise ValueError(
-            "this model draws what it is asked for: give conditions" if condition is None else "this model takes no conditions"
+            "this model draws what it is asked for: give it condition=model.conditions.encode(labels, diameters_mm)"
+            if condition is None
+            else "this model takes no conditions"
         )
     device = next(model.generator.parameters()).device
     for start in range(0, len(z), TILE):
@@ -145,7 +147,9 @@ def generate(model: Model, z: Tensor, condition: np.ndarray | None = None) -> It
 def of_whole_patches(model: Model) -> Generator:
     """Its generator. Raises ValueError for one that needs something to draw into."""
     if isinstance(model.generator, ContextGenerator):
-        raise ValueError("this model draws lesions into lesion-free anatomy: give it some (python sample.py --backgrounds, or --into)")
+        raise ValueError(
+            "this model draws lesions into lesion-free anatomy: sample.py --backgrounds or --into, or gan.sampling.implant, draw from it"
+        )
     return model.generator
 
 

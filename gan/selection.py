@@ -50,6 +50,9 @@ class Tally:
         return f"{self.taken:,} of {self.drawn:,} candidates taken ({self.rate:.2g})" + (f"; turned down: {turned}" if turned else "")
 
 
+Watch = Callable[[Tally], None]
+
+
 @dataclass(frozen=True)
 class Taken:
     """N samples. patches: float32 (N, 1, *S). attempts: int (N,). measured: what each test measured, float (N,). anatomy: (N, 1, *S), what each
@@ -63,11 +66,12 @@ class Taken:
 
 def select(
     count: int, draw: Callable[[np.ndarray, int], np.ndarray], tests: Mapping[str, Test], tally: Tally, told: Callable[[int], str],
-    most: int | None = None,
+    most: int | None = None, watch: Watch = lambda tally: None,
 ) -> Taken:  # fmt: skip
     """For each of `count` samples its first candidate that passes every test.
 
-    draw: which samples, int (n,), and which attempt -> patches (n, 1, *S) in [-1, 1]. told: names a sample in words. most: candidates of one sample, MOST_ATTEMPTS by default.
+    draw: which samples, int (n,), and which attempt -> patches (n, 1, *S) in [-1, 1]. told: names a sample in words. most: candidates of one
+    sample, MOST_ATTEMPTS by default. watch: called after every attempt.
     Raises ValueError, with the rate, when hardly any candidate passes.
     """
     patches: np.ndarray | None = None
@@ -88,11 +92,14 @@ def select(
         patches[pending[good]], attempts[pending[good]] = drawn[good], attempt
         tally.taken += len(good)
         pending, attempt = np.delete(pending, good), attempt + 1
+        watch(tally)
         if len(pending) and tally.drawn >= PATIENCE and tally.rate < LEAST_RATE:
             raise ValueError(
                 f"hardly any sample is as asked for: {tally.words()}; ask for less, train on more such lesions, or see --reject"
             )
         if len(pending) and attempt == (most or MOST_ATTEMPTS):
-            raise ValueError(f"{told(int(pending[0]))}: none of {attempt:,} candidates is as asked for; in all, {tally.words()}")
+            raise ValueError(
+                f"{told(int(pending[0]))}: none of {attempt:,} candidates is as asked for; in all, {tally.words()}; ask for less, other seeds, or train longer"
+            )
     assert patches is not None
     return Taken(patches, attempts, measured)

@@ -1,6 +1,7 @@
 """Cohorts: patches show the right lesions, identifiers stay outside, bad input is one line."""
 
 import csv
+import gzip
 import json
 import shutil
 import struct
@@ -336,6 +337,8 @@ def test_bad_input_is_one_line_with_exit_code_2(command, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.dcm").write_text("hello")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.nii.gz").write_bytes(gzip.compress(b"\0" * 400))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("keep")
     prepare = ("data", "prepare", "in", "--processes", 1, "--size", 16)
@@ -343,7 +346,10 @@ def test_bad_input_is_one_line_with_exit_code_2(command, tmp_path):
         (("data", "prepare", "gone", "--lesions", "list.csv", "--out", "o"), "gone"),
         (("data", "prepare", "empty", "--lesions", "list.csv", "--out", "o"), "no CT volume"),
         (("data", "prepare", "text", "--lesions", "list.csv", "--out", "o"), "not a DICOM file"),
+        (("data", "prepare", "masks", "--lesions", "masks", "--out", "o"), "masks: every scan in it is on the lesion list, as a mask"),
         ((*prepare, "--lesions", "gone.csv", "--out", "o"), "gone.csv"),
+        ((*prepare, "--lesions", "list.csv", "--out", "/proc/o"), "/proc/o: cannot be written"),
+        (("data", "convert", "in", "/proc/x.nii"), "/proc/x.nii: cannot be written"),
         ((*prepare, "--lesions", "other.csv", "--out", "o"), "none of the 1 series"),
         ((*prepare, "--lesions", "broken.csv", "--out", "o"), "line 2"),
         ((*prepare, "--lesions", "columns.csv", "--out", "o"), "no column"),

@@ -160,6 +160,7 @@ def test_a_signal_finishes_the_step_saves_and_says_so(command, patches):
             assert process.returncode == 75, err
             step = load_checkpoint(Path(run)).step
             assert f"stopped at step {step} of 100000, saved; the same command resumes" in out
+            assert f", step {step} of 100000; " in Path(run, "model_card.md").read_text()
             assert step == json.loads(metrics.read_text().splitlines()[-1])["step"] >= 1
     finally:
         for process in processes.values():
@@ -207,7 +208,10 @@ def test_without_any_option_the_demo_cohort_is_taken(command, monkeypatch):
 
     monkeypatch.setattr("train.demo_patches", taken)
     done = command("train")
-    assert (done.code, done.err) == (2, "error: it would be made in demo\n")
+    assert (done.code, done.err) == (
+        2,
+        "note: no --data given, so this is the demo, on procedural phantoms\nerror: it would be made in demo\n",
+    )
 
 
 def rows_of(folder):
@@ -285,7 +289,10 @@ def test_a_run_can_start_from_anothers_weights(command):
     assert yaml.safe_load(Path("plain-run/config.yaml").read_text())["start"]["init_from"] == before.model_hash
     for arguments, cause in (
         ((*without, "--training.steps", 4, "--init-from", "plain-run"), "start.init_from is"),
-        (("train", "--data", "plain", "--out", "new", "--init-from", "gone", *SMALL), "gone: no checkpoint in it"),
+        (
+            ("train", "--data", "plain", "--out", "new", "--init-from", "gone", *SMALL),
+            "gone: no run there; train.py --data PATCHES --out RUN trains one",
+        ),
         (
             ("train", "--data", "plain", "--out", "new", "--init-from", "run", *SMALL[:4], "--networks.channels", 6),
             "not one layer of that run",
@@ -328,7 +335,8 @@ def test_bad_input_is_one_line_with_exit_code_2(command, patches):
         (("train", "--data", patches, "--out", "new", "--training.steps", 0), "training.steps"),
         (("train", "--data", patches, "--out", "new", "--training.stepz", 5), "stepz"),
         (("train", "--data", patches, "--out", "new", "--training.batch", "many"), "batch"),
-        (("sample", "--run", "gone", "--out", "new"), "no checkpoint"),
+        (("sample", "--run", "gone", "--out", "new"), "gone: no run there"),
+        (("sample", "--run", "patches", "--out", "new"), "patches: a patch folder, not a run"),
         (("sample", "--run", "damaged", "--out", "new"), "step-00000001.json"),
         (("sample", "--run", "run", "--out", "new", "--seeds", "5-"), "--seeds"),
         (("sample", "--run", "run", "--out", "new", "--seeds", "1,1"), "each seed once"),

@@ -153,12 +153,12 @@ def test_refuses_what_cannot_be_audited(command, tmp_path, trained):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
     for arguments, told in (
-        (("none", "patches"), "none: no checkpoint in it"),
+        (("none", "patches"), "none: no run there; train.py --data PATCHES --out RUN trains one"),
         (
             ("student", "patches"),
             "student: distilled from another run and never trained on patients; audit the run that it was distilled from",
         ),
-        (("patches", "run"), "run: no dataset.json in it"),
+        (("patches", "run"), "run: a run, not a patch folder; sample.py draws one from it"),
         (("run", "larger"), "run was trained on other patches than larger: shape [16, 16], here [32, 32]; give the folder of its --data"),
         (("run", "fewer"), "run was trained on other patches than fewer: patients 30, here 29"),
         (("run", "patches", "--canaries", 19), "--canaries is 19, want 20 or more"),

@@ -102,7 +102,7 @@ def test_lesions_are_set_into_a_scan_as_asked_for(into, out):
     done = into("run", out, "--count", 2, "--class", "solid", "--diameter", "8-12", "--seeds", "0-2", "--lesions", "list.csv", "--format", "nifti",
                 "--anatomy", "phantom")  # fmt: skip
     assert "3 series with 6 synthetic lesions" in done.out
-    assert f"next: python -m data prepare {out}/dicom --lesions {out}/annotations.csv" in done.out
+    assert f"next: python -m data prepare {out}/dicom --lesions {out}/annotations.csv --background 0 --out patches" in done.out
     assert sorted(os.listdir(out)) == ["annotations.csv", "dicom", "lesions.csv", "nifti", "preview.png", "sampling.json", "seg"]
     assert [len(os.listdir(out / name)) for name in ("dicom", "dicom/1", "seg", "nifti")] == [3, 47, 6, 3]
     rows, said = rows_of(out), said_of(out)
@@ -181,7 +181,7 @@ def test_without_wishes_sizes_are_those_of_training_or_usual_ones(into, out, tmp
     (row,) = rows_of(tmp_path / "plain")
     assert (row["seed"], row["class"], 6 <= float(row["asked_mm"]) <= 12) == ("0", "nodule", True)
     assert into.asked[-1][2] is None
-    assert "names no licence" in done.err
+    assert "nobody stated the licence" in done.err
     assert "no --lesions given; what lesions the scan has are not stayed away from" in done.err
 
 
@@ -233,8 +233,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(into, place, tmp_path):
         (("--quality", 0.5), None, "--quality does not go with --into"),
         (("--dissimilar-to", "patches"), None, "--dissimilar-to does not go with --into"),
         (("--shares", "1"), None, "--shares does not go with --into"),
-        (("--verify", "patches"), None, "--verify does not go with --into"),
-        (("--export", "model.onnx"), None, "--export does not go with --into"),
+        (("--verify", "patches"), None, "--out does not go with --verify"),
+        (("--export", "model.onnx"), None, "--out does not go with --export"),
         (("--pictures", "true"), None, "--pictures does not go with --into"),
         (("--reject", "false"), None, "--reject does not go with --into"),
         (("--devices", 2), None, "--devices does not go with --into"),
@@ -242,7 +242,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(into, place, tmp_path):
         (("--step", "5,6"), None, "--into takes one model"),
         (("--format", "png"), None, "--format png holds 2-D patches only"),
         (("--format", "gif"), None, "--format 'gif': want png, nifti, dicom, seg"),
-        (("--anatomy", "mine"), None, 'key "anatomy": Expected'),
+        (("--anatomy", "mine"), None, "--anatomy mine: want cohort or public or phantom or unknown"),
         (("--out", tmp_path / "there"), None, "there: exists already"),
     ]  # fmt: skip
     for options, series, cause in cases:

@@ -98,7 +98,7 @@ FIGURES = {
     [
         ("detector.delta.recall < 0", False), ("detector.delta.recall.low < 0", True), ("detector.delta.sensitivity<=0.02", True),
         ("fid > 10", True), ("fid > 12", False), ("fid >= 12", True), ("verdict.quality != good", False), ("verdict.quality == good", True),
-        ("memorisation.copies > 0", True), ("class.a/b.frechet.torchscript:net > 3", True), ("verdict.nothing == bad", True), ("frechet.inception-v3.low > 0", True),
+        ("memorisation.copies > 0", True), ("class.a/b.frechet.torchscript:net > 3", True), ("frechet.inception-v3.low > 0", True),
     ],
 )  # fmt: skip
 def test_gates(gate, fails):
@@ -109,7 +109,22 @@ def test_a_gate_on_what_was_not_measured_says_what_there_is():
     assert "there are detector.delta.sensitivity" in Gate.parse("memorisation.copies > 0").fails(FIGURES, {})
 
 
-@pytest.mark.parametrize("text", ["", "fid", "fid >", "> 3", "fid > good", "verdict.quality < bad", "fid = 3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "fid",
+        "fid >",
+        "> 3",
+        "fid > good",
+        "verdict.quality < bad",
+        "verdict.nothing == bad",
+        "fid = 3",
+        "frechet > 3",
+        "memorization.copies > 0",
+        "detector.delta.recal < 0",
+    ],
+)
 def test_what_is_no_condition_is_refused(text):
     with pytest.raises(ValueError, match="--fail-if"):
         Gate.parse(text)

@@ -88,7 +88,7 @@ def test_the_best_step_stays_and_can_be_asked_for(tmp_path):
     damage(tmp_path, 6)
     with pytest.raises(ValueError, match=r"step-00000006\.safetensors"):
         load_checkpoint(tmp_path, "best")
-    with pytest.raises(FileNotFoundError, match="no checkpoint in it"):
+    with pytest.raises(FileNotFoundError, match="no run there"):
         load_checkpoint(tmp_path / "gone", "best")
 
 

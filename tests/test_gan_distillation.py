@@ -181,7 +181,7 @@ def test_the_same_seed_gives_the_same_bytes(distilled, tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "said"),
     [
-        ({}, ["nowhere", "--channels", 4], "nowhere: no checkpoint in it"),
+        ({}, ["nowhere", "--channels", 4], "nowhere: no run there; train.py --data PATCHES --out RUN trains one"),
         ({}, ["run", "--channels", 8], "--channels 8: the run's generator has 8, want 1 to 7"),
         ({}, ["run", "--channels", 0], "--channels 0: the run's generator has 8, want 1 to 7"),
         ({}, ["run", "--channels", "few"], "few"),

@@ -63,6 +63,27 @@ def test_help_teaches_without_loading_torch(command):
     assert not re.findall(r"^  --\S+(?: \S+)?\s+\(type: ", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("train", "--training.steps", "many"), "--training.steps many: want a whole number"),
+        (("train", "--preset", "papr"), "--preset papr: want default or paper"),
+        (("train", "--training.step", "3"), "unrecognized arguments: --training.step 3"),  # nor is it taken for --training.steps
+        (("train", "--training.betas", "3"), "--training.betas 3: want a list in brackets"),
+        (("sample", "--run", "run", "--trunc", "much"), "--trunc much: want a number"),
+        (("data", "prepare", "x", "--lesion", "y"), "unrecognized arguments: --lesion y"),
+        (("data", "prepare"), "the following arguments are required: "),
+        (("data",), "no command given"),
+    ],
+)
+def test_what_an_option_wants_is_told_without_the_types_of_python(command, arguments, told):
+    done = command(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {told}")
+    assert done.err.endswith("; --help lists what there is\n")
+    assert "class" not in done.err
+
+
 def test_what_to_run_next_is_what_can_be_run_here(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert program("train") == "python train.py"

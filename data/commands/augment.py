@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from data.augment import AugmentConfig
 from data.command import program, progress
 from data.commands.shared import print_table, read_range
@@ -65,4 +67,4 @@ def run(options) -> None:
     changed = patches.total() - len(source)
     print(f"{options.out}: {len(source)} patches as they were and {changed} changed copies; look at {options.out}/augmentation.png")
     print_table(patches)
-    print(f"next: {program('train')} --data {options.out} --out run")
+    print(f"next: {program('train')} --data {quote(options.out)} --out run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from data.command import progress
 
 DESCRIPTION = """Write a cohort of procedural chest CTs as DICOM series, with a lesion list.
@@ -43,5 +45,5 @@ def run(options) -> None:
         for _ in progress(patients, "phantom patients", options.patients):
             pass
     print(f"{options.patients} patients written to {options.out}, lesions in {options.out}/annotations.csv")
-    options_of_prepare = f'--lesions {options.out}/annotations.csv --out patches --size 32 --spacing 1.25 --licence "{LICENCE}"'
-    print(f"next: python -m data prepare {options.out} {options_of_prepare}")
+    options_of_prepare = f'--lesions {quote(options.out + "/annotations.csv")} --out patches --size 32 --spacing 1.25 --licence "{LICENCE}"'
+    print(f"next: python -m data prepare {quote(options.out)} {options_of_prepare}")

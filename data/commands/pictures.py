@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from data.command import program, progress
 from data.commands.shared import patch_arguments, print_table, read_pseudonyms, read_window
@@ -64,7 +65,7 @@ def run(options) -> None:
     if config.window is None:
         print("  note: the HU window is unknown, so these are gray levels, not HU; give --window to change that")
     print(
-        f"next: python -m evaluate REAL_PATCHES {options.out} --out report"
+        f"next: python -m evaluate REAL_PATCHES {quote(options.out)} --out report"
         if options.synthetic
-        else f"next: {program('train')} --data {options.out} --out run"
+        else f"next: python -m data report {quote(options.out)}\nthen: {program('train')} --data {quote(options.out)} --out run"
     )

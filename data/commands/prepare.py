@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from functools import partial
+from shlex import quote
 
 from data.command import program, progress
 from data.commands.shared import counted, patch_arguments, print_table, read_pseudonyms, read_window
@@ -85,15 +86,10 @@ def run(options) -> None:
     pseudonyms = read_pseudonyms(options.key)
     workers = Workers(options.processes, options.scheduler)
     with resumable_folder(out) as (folder, parts):
-        try:
-            outcome = prepare(
-                src, lesions, folder, parts, config, pseudonyms, licence=licence, one_each=options.patients == "each",
-                workers=workers, strict=options.strict, warn=partial(print, file=sys.stderr), track=progress,
-            )  # fmt: skip
-        except BaseException:
-            if done := len(list(parts.glob("*.npz"))):
-                print(f"{done} series are cut and kept in {parts.parent}; the same command goes on from there", file=sys.stderr)
-            raise
+        outcome = prepare(
+            src, lesions, folder, parts, config, pseudonyms, licence=licence, one_each=options.patients == "each",
+            workers=workers, strict=options.strict, warn=partial(print, file=sys.stderr), track=progress,
+        )  # fmt: skip
         write_folder_preview(folder)
     print(
         f"{options.out}: {counted(outcome.patches.total(), 'patch')} of {counted(outcome.patients, 'patient')}, {outcome.series} series; "
@@ -109,7 +105,8 @@ def run(options) -> None:
         print(f"  left out: {count} x {what}")
     if left_out:
         print(f"  each of them: {options.out}/skipped.csv")
-    print(f"next: python -m data report {options.out}, then {program('train')} --data {options.out} --out run")
+    out = quote(options.out)
+    print(f"next: python -m data report {out}\nthen: {program('train')} --data {out} --out run")
 
 
 def _classes(text: str | None) -> tuple[tuple[str, str], ...]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -96,7 +97,7 @@ def run(options: Namespace) -> None:
     print(f"{options.out}: distilled in {_clock(seconds)} from {student.samples:,} samples of {run}; costs measured on {where}")
     print("\n".join([distillation.table(of_teacher, of_student), *distance.lines()]))
     print(checkpoint.privacy_spent["sentence"] if checkpoint.privacy_spent else "privacy: no guarantee, for the teacher has none")
-    print(f"look at {options.out}/preview.png; next: {program('sample')} --run {options.out} --out synthetic --seeds 0-255")
+    print(f"look at {options.out}/preview.png; next: {program('sample')} --run {quote(options.out)} --out synthetic --seeds 0-255")
 
 
 def _described(run: Path, trained_on: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, float], str]:

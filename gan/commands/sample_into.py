@@ -6,9 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from data.command import program, progress
+from data.command import now_and_then, program, progress
 from gan.commands.sample_request import between_of, models_of, seeds_of, spec_of, warn_of_licence
 from gan.commands.shared import version
 
@@ -70,7 +71,8 @@ def run(options: Namespace) -> int:
     if tally.rejected.total():
         print(tally.words())
     print(f"{series} series with {len(placed)} synthetic lesions in {options.out}; look at {options.out}/preview.png")
-    print(f"next: python -m data prepare {options.out}/dicom --lesions {options.out}/annotations.csv --out patches")
+    out = quote(options.out)
+    print(f"next: python -m data prepare {out}/dicom --lesions {out}/annotations.csv --background 0 --out patches")
     return 0
 
 
@@ -140,7 +142,7 @@ def _drawn_into(model: Model, spec: PatchSpec, truncation: float | None, tally: 
         streams = np.array([one.stream for one in placed], dtype=object)
         backgrounds, mm = to_unit(cubes, spec.window)[:, None], np.array([one.diameter_mm for one in placed])
         condition = model.conditions.encode([one.label for one in placed], mm) if model.conditions.size else None
-        masks = np.zeros(cubes.shape, bool)
+        masks, tell = np.zeros(cubes.shape, bool), now_and_then()
 
         def candidate(rows: np.ndarray, attempt: int) -> np.ndarray:
             z = candidates(streams[rows].tolist(), attempt, model.generator.latent, truncation)
@@ -152,7 +154,7 @@ def _drawn_into(model: Model, spec: PatchSpec, truncation: float | None, tally: 
             return f"seed {placed[row].seed}, lesion {placed[row].number}"
 
         tests = {CONTRAST: seen_in(backgrounds, spec.spacing_mm, mm)}
-        taken = select(len(placed), candidate, tests, tally, told, TRIES)
+        taken = select(len(placed), candidate, tests, tally, told, TRIES, lambda tally: tell(f"so far {tally.words()}"))
         for patch, background, cube, mask in zip(taken.patches, backgrounds, cubes, masks, strict=True):
             yield cube + (patch - background)[0] * ((spec.window[1] - spec.window[0]) / 2), mask
 

@@ -100,7 +100,10 @@ def models_of(options: Namespace, critic: bool = False) -> list[Model]:
     first = spec_of(options.run[0], models[0])
     for model in models[1:]:
         if replace(spec_of("a run", model), licence=first.licence) != first or model.conditions != models[0].conditions:
-            raise ValueError("the runs draw patches of different sizes, spacings, windows or classes; draw them one by one")
+            raise ValueError(
+                "the runs draw patches of different sizes, spacings, windows or classes, or can be asked for other things (networks.condition); draw them "
+                "one by one"
+            )
     return models
 
 
@@ -194,7 +197,9 @@ def _closeness_check(folder: PatchFolder) -> Check:
 def warn_of_licence(models: Sequence[Model]) -> None:
     if {m.trained_on.get("licence", "") for m in models} & {""}:
         print(
-            "warning: the model card names no licence or terms of the training data; find out before you give samples away", file=sys.stderr
+            "warning: nobody stated the licence or terms of the training data; find out before you give samples away "
+            "(python -m data prepare --licence states them)",
+            file=sys.stderr,
         )
 
 

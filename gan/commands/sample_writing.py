@@ -10,9 +10,10 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from data.command import progress
+from data.command import now_and_then, progress
 from gan.commands.shared import content_of, version
 
 if TYPE_CHECKING:
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
     from data.patches import PatchSpec
     from data.synthetic import Part
+    from gan.context import Origin
     from gan.drawing import Drawing
     from gan.processes import Processes
-    from gan.selection import Tally
+    from gan.sampling import Model
+    from gan.selection import Tally, Watch
 
 RECIPE = 2
 """To be raised whenever the same command draws or writes something else: parts of before are then not used."""
@@ -65,34 +68,42 @@ def draw_all(options: Namespace, drawing: Drawing, spec: PatchSpec, formats: Seq
             f"--trunc {drawing.truncation:g}: samples lie {manifest['truncation']['diversity']:.0%} as far from one another as without it"
         )
     print(f"{len(drawing.seeds)} synthetic patches in {out}, as {', '.join(['patch folder', *formats])}; look at {out}/preview.png")
-    print(f"next: python -m evaluate REAL_PATCHES {out} --out report")
+    print(f"next: python -m evaluate REAL_PATCHES {quote(str(out))} --out report")
 
 
 def _manifest(options: Namespace, drawing: Drawing, formats: Sequence[str]) -> dict[str, Any]:
     """What sampling.json says, but for what was turned down. No path is in it."""
     from data.export import PNG_OFFSET
-    from gan.context import privacy_of_composites
 
-    models, known = drawing.models, [m.trained_on.get("content_sha256") for m in drawing.models]
-    anatomy = drawing.backgrounds and drawing.backgrounds.origin
-    guarantees = list(dict.fromkeys(privacy_of_composites(m.guarantee, anatomy) if anatomy else m.privacy for m in models))
-    if any(m.guarantee for m in models) and drawing.request.like is not None:
-        guarantees.append(
-            "Classes and diameters were drawn as in a given patch folder; if it is the training patients', that is outside the guarantee."
-        )
+    anatomy = drawing.backgrounds.origin if drawing.backgrounds else None
     return {
-        "model_sha256": models[0].model_hash, "step": models[0].step, "trained_on_sha256": known[0],
-        "models": [
-            {"model_sha256": m.model_hash, "step": m.step, "share": share / sum(drawing.shares), "trained_on_sha256": sha}
-            for m, share, sha in zip(models, drawing.shares, known, strict=True)
-        ],
+        **claims_of(drawing.models, drawing.shares, anatomy, drawing.request.like is not None),
         "average": options.average, "device": options.device, "seeds": options.seeds, "samples": len(drawing.seeds), "class": options["class"],
         "diameter": options.diameter, "match": content_of(options.match), "fill": drawing.request.fill, "reject": options.reject,
         "truncation": None if drawing.truncation is None else {"limit": drawing.truncation, "diversity": round(drawing.diversity(), 4)},
         "anatomy": anatomy, "backgrounds": content_of(options.backgrounds),
         "quality": drawing.quality, "dissimilar_to": content_of(options.dissimilar_to),
-        "formats": list(formats), "png_level": f"{drawing.models[0].trained_on['unit']} + {PNG_OFFSET}", "privacy": " ".join(guarantees),
-        "licence": " / ".join(dict.fromkeys(m.trained_on.get("licence", "") for m in models)) or None, "version": version(),
+        "formats": list(formats), "png_level": f"{drawing.models[0].trained_on['unit']} + {PNG_OFFSET}", "version": version(),
+    }  # fmt: skip
+
+
+def claims_of(models: Sequence[Model], shares: Sequence[float], anatomy: Origin | None, matched: bool) -> dict[str, Any]:
+    """What sampling.json says of the models, and what follows from them alone. anatomy: what was drawn into, None for whole patches."""
+    from gan.context import privacy_of_composites
+
+    guarantees = list(dict.fromkeys(privacy_of_composites(m.guarantee, anatomy) if anatomy else m.privacy for m in models))
+    if any(m.guarantee for m in models) and matched:
+        guarantees.append(
+            "Classes and diameters were drawn as in a given patch folder; if it is the training patients', that is outside the guarantee."
+        )
+    known = [m.trained_on.get("content_sha256") for m in models]
+    return {
+        "model_sha256": models[0].model_hash, "step": models[0].step, "trained_on_sha256": known[0],
+        "models": [
+            {"model_sha256": m.model_hash, "step": m.step, "share": share / sum(shares), "trained_on_sha256": sha}
+            for m, share, sha in zip(models, shares, known, strict=True)
+        ],
+        "privacy": " ".join(guarantees), "licence": " / ".join(dict.fromkeys(m.trained_on.get("licence", "") for m in models)) or None,
     }  # fmt: skip
 
 
@@ -114,22 +125,28 @@ def _write_parts(
         print(f"{before} of {len(folders)} parts were drawn by an earlier run", file=sys.stderr)
     writers = options.processes or (len(os.sched_getaffinity(0)) if len(formats) * total >= MANY else 1)
 
+    tell = now_and_then()
+
+    def watch(tally: Tally) -> None:
+        if tally.rejected.total():
+            tell(f"so far {tally.words()}")
+
     def made() -> Iterator[Part]:
         for n in mine:
-            yield _part(drawing, spec, formats, folders[n], n * size, min(size, total - n * size))
+            yield _part(drawing, spec, formats, folders[n], n * size, min(size, total - n * size), watch)
 
     for _ in progress(work_ahead(write_part, made(), writers), "parts of samples", len(mine)):
         pass
     return folders
 
 
-def _part(drawing: Drawing, spec: PatchSpec, formats: Sequence[str], folder: Path, first: int, count: int) -> Part:
+def _part(drawing: Drawing, spec: PatchSpec, formats: Sequence[str], folder: Path, first: int, count: int, watch: Watch) -> Part:
     """Some of the samples, drawn, with what is told of them."""
     from data.dicom_writing import in_words
     from data.preprocess import from_unit
     from data.synthetic import Part, Sample
 
-    taken, asked, model_of, tally = drawing.part(first, count)
+    taken, asked, model_of, tally = drawing.part(first, count, watch)
     hu = from_unit(taken.patches[:, 0], spec.window)
     samples = [
         Sample(
