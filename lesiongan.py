@@ -1,4 +1,4 @@
-"""Ends with one line where `data`, `gan` or `evaluate` is somebody else's package.
+"""Ends with one line where `data`, `gan` or `evaluate` is somebody else's package, or what they need is not installed.
 
 The names are common: Hugging Face has an `evaluate`, many a project a `data`, and `python -m` looks into the current folder first. What
 composes the packages imports this before them: its own name is nobody else's. A folder without `__init__.py`, such as one of scans called
@@ -50,6 +50,14 @@ def _overwritten_by(name: str) -> str:
     return f"{name} {other.version}" if theirs and Path(str(theirs[0].locate())).resolve() == ours else ""
 
 
+for _name in ("numpy", "yaml", "jsonargparse", "rich", "torch"):
+    if find_spec(_name) is None:
+        print(
+            f"error: this Python ({sys.executable}) has no {_name}; use the environment that lesiongan was installed into, in a checkout "
+            "`. .venv/bin/activate`, which `make demo` makes",
+            file=sys.stderr,
+        )
+        sys.exit(BAD_INPUT)
 for _name in ("data", "gan", "evaluate"):
     if _why := clash(_name):
         print(f"error: {_why}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import lesiongan  # noqa: F401  first: it ends with one line where what we need is not installed
 from data.command import command_parser, run_command, run_one_of
 from data.commands import augment, convert, phantom, pictures, prepare, report
 
