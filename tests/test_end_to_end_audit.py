@@ -10,6 +10,7 @@ import torch
 
 from data.files import new_folder
 from data.patches import Patch, PatchSpec, PatchWriter
+from evaluate.privacy_audit import ERROR, one_run_bound
 from evaluate.privacy_report import ATTACKS, OUTSIDE, AuditedMoment, PrivacyReport, audited_moment, nearest_scores, to_json
 from gan import private_trainer
 from gan.checkpoint import load_checkpoint, save_checkpoint
@@ -214,6 +215,16 @@ def test_a_bound_above_the_accountants_epsilon_breaks_the_guarantee_at_the_end_o
     assert not none.broken
     assert json.loads(to_json(none))["moments"][0]["accountant"] is None
     assert isinstance(none.moments[0], AuditedMoment)
+
+
+def test_the_bounds_of_a_moment_hold_together():
+    included = np.arange(200) % 2 == 0
+    right = included + np.linspace(0, 0.1, 200)
+    found = audited_moment(20, 9.0, dict.fromkeys(ATTACKS, right), included, 1e-5, np.random.default_rng(0)).attacks
+    part = one_run_bound(right, included, 1e-5, ERROR / 3).epsilon  # Bonferroni: each has its part of the error
+    assert [attack.epsilon for attack in found] == [part] * 3
+    assert part < one_run_bound(right, included, 1e-5).epsilon
+    assert {attack.confidence for attack in found} == {1 - ERROR / 3}
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 20), (8, 16, 16)])

@@ -23,6 +23,7 @@ from evaluate.froc import (
     sensitivity_at,
     strongest,
 )
+from evaluate.froc_report import evaluated
 
 UID = "1.3.6.1.4.1.14519.5.2.1."
 
@@ -206,6 +207,14 @@ def test_an_interval_has_luna16s_ranks():
     assert interval_of(np.random.default_rng(0).permutation(1000.0 + np.arange(1000))).__dict__ == {"low": 1025.0, "high": 1975.0}
     with pytest.raises(ValueError, match="40 draws"):
         interval_of(np.zeros(39))
+
+
+def test_the_scores_interval_is_that_of_the_draws_mean_sensitivities():
+    marked, nodules, excluded = cohort()
+    report = evaluated(marked, nodules, excluded, 12, 0, 200, np.random.default_rng(7), {}, ())
+    drawn = bootstrap(LUNA16_RATES, match(marked, nodules, excluded, 12), np.random.default_rng(7), 200)
+    assert report.score.interval == interval_of(drawn.mean(1))
+    assert [one.interval for one in report.sensitivity] == [interval_of(column) for column in drawn.T]
 
 
 # The command

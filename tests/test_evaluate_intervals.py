@@ -34,6 +34,14 @@ def test_interval_of_a_mean_has_the_width_of_the_standard_error_over_patients():
     assert as_if_independent.high - as_if_independent.low < 0.6 * (got.high - got.low)
 
 
+def test_an_interval_holds_95_percent_of_the_draws_around_the_distance_itself():
+    values = iter([*range(1001), 7.0])  # of the draws, then of the sets themselves
+    got = bootstrap_interval(
+        lambda x, y: next(values), np.zeros((4, 1)), np.zeros((4, 1)), None, None, np.random.default_rng(0), draws=1001
+    )
+    assert (got.low, got.high) == pytest.approx((7 - 475, 7 + 475))
+
+
 def test_halves_never_share_a_patient_and_keep_every_row():
     rng = np.random.default_rng(0)
     patients = np.array(["a"] * 7 + ["b"] + ["c"] * 3 + ["d"] * 4)
@@ -56,6 +64,13 @@ def test_floor_is_low_for_one_distribution_and_synthetic_at_the_same_size_is_hig
     shifted = real_floor(frechet_distance, real, patients, same + 2, rng)
     assert shifted.synthetic_value == pytest.approx(12, rel=0.2)
     assert shifted.synthetic_value > 10 * shifted.value
+
+
+def test_a_floor_holds_95_percent_of_the_halvings():
+    values = (value for n in range(41) for value in (float(n), 100.0))  # between halves, then to synthetic
+    x = np.zeros((8, 1))
+    floor = real_floor(lambda a, b: next(values), x, None, x, np.random.default_rng(0), draws=41)
+    assert (floor.low, floor.value, floor.high, floor.synthetic_value) == pytest.approx((1, 20, 39, 100))
 
 
 def test_floor_takes_no_more_than_the_synthetic_set_has():

@@ -18,6 +18,16 @@ def test_membership_by_hand():
     assert fewer.tpr_interval == "1 % of 99 held-out patches is less than one; it takes 100"
 
 
+def test_intervals_hold_95_percent_of_the_draws(monkeypatch):
+    scripted = {"_auroc": [*(n / 1000 for n in range(1001)), 0.5], "_tpr": [*(n / 2000 for n in range(1001)), 0.25]}
+    for name, values in scripted.items():
+        draws = iter(values)
+        monkeypatch.setattr(f"evaluate.membership.{name}", lambda members, others, draws=draws: next(draws))
+    got = membership_inference(np.arange(120.0), None, np.arange(120.0), None, np.random.default_rng(0), draws=1001)
+    assert (got.auroc_interval.low, got.auroc_interval.high) == pytest.approx((0.025, 0.975))
+    assert (got.tpr_interval.low, got.tpr_interval.high) == pytest.approx((0.0125, 0.4875))
+
+
 def test_intervals_hold_the_truth_where_closeness_tells_nothing():
     """Patients of 4 patches that share half of their variance: intervals over patches would miss far more often than 5 %."""
     held = 0
