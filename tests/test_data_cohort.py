@@ -15,7 +15,9 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, affine_of, dicom_series, noise_volume
 
+from data.cutting import UNKNOWN_RADIUS_MM, CutConfig, _background
 from data.patches import PatchFolder
+from data.volume import Lesion, Volume
 
 HEAD = "seriesuid,coordX,coordY,coordZ,diameter_mm,class\n"
 
@@ -165,6 +167,33 @@ def test_several_axial_patches_a_lesion_lie_inside_it(command, tmp_path):
     assert len(patches) == 2  # slices 3 and 4: within a quarter of 20 mm of the centre at 3.5
     assert (patches[:, 7:9, 7:9] == 111).all()
     assert folder.background is None
+
+
+@pytest.mark.parametrize("diameter_mm", [30.0, None])
+def test_lesion_free_patches_hold_no_part_of_a_lesion_and_lie_elsewhere_in_another_series(diameter_mm):
+    hu, lesion = np.zeros((30, 40, 40), np.int16), Lesion((0.0, 0.0, 0.0), diameter_mm, "nodule")
+    config = CutConfig(shape=(8, 8), spacing_mm=4.0, background=300)
+    a, b = (
+        _background(np.ones(hu.shape, bool), Volume(hu, (4.0,) * 3, affine_of((4.0,) * 3, (-80, -80, -60)), uid), [lesion], config)
+        for uid in ("1.2", "1.3")
+    )
+    away = np.abs([one.center_mm for one in a]) - 8 * 4.0 / 2  # from the patch's nearest side to the lesion's middle
+    assert len(away) == 300
+    assert np.linalg.norm(away.clip(min=0), axis=1).min() > (lesion.radius_mm or UNKNOWN_RADIUS_MM)
+    assert a != b
+
+
+def test_patients_are_held_out_for_the_split_that_was_asked_for(command, tmp_path):
+    scan(tmp_path / "dicom")
+    assert command("data", "convert", "dicom", "a.nii.gz").code == 0
+    for name in "abcd":
+        (tmp_path / "in" / name).mkdir(parents=True)
+        shutil.copy("a.nii.gz", tmp_path / "in" / name / f"{name}.nii.gz")
+    (tmp_path / "list.csv").write_text(HEAD + "".join(map(lesion_row, "abcd")))
+    for split, other in (("validation", "test"), ("test", "validation")):
+        options = ["--size", 16, "--background", 0, "--processes", 1, f"--{split}", 0.25, f"--{other}", 0]
+        assert command("data", "prepare", "in", "--lesions", "list.csv", "--out", split, *options).code == 0
+        assert sorted(row.split for row in PatchFolder.open(split).rows) == sorted(["train", "train", "train", split])
 
 
 def test_no_identifier_and_no_path_reaches_the_patch_folder(command, tmp_path):

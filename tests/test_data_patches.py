@@ -4,7 +4,9 @@ import dataclasses
 import errno
 import gc
 import json
+import os
 import tracemalloc
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from data import patch_table
 from data import patches as patches_module
-from data.files import new_file, new_folder
+from data.files import new_file, new_folder, whole_file
 from data.patch_table import PatchRow
 from data.patches import SPLITS, Patch, PatchFolder, PatchSpec, PatchWriter, WindowedPatches, split_by_patient
 from data.pseudonyms import Pseudonyms, read_or_make_key
@@ -152,6 +154,12 @@ def test_splits_are_whole_patients_in_the_asked_shares(patients, seed):
         assert counts["validation"] >= 1
 
 
+@pytest.mark.parametrize("patients", ["abc", "abcdefghij"])
+def test_no_split_that_was_asked_for_is_empty_however_small_its_share(patients):
+    assert set(split_by_patient(patients, validation=0.01, test=0.01).values()) == {"train", "validation", "test"}
+    assert set(split_by_patient(patients, validation=0, test=0).values()) == {"train"}
+
+
 def test_fractions_that_leave_no_training_patient_are_refused():
     with pytest.raises(ValueError, match="leave some for training"):
         split_by_patient(["a"], validation=0.5, test=0.5)
@@ -283,6 +291,18 @@ def test_a_row_that_does_not_fit_is_named_by_its_line(tmp_path, monkeypatch, row
     assert str(tmp_path / "p") in str(error.value)
 
 
+def test_a_patient_in_two_splits_is_refused_whichever_comes_first(tmp_path):
+    write(tmp_path / "p")
+    table = tmp_path / "p" / "patches.csv"
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    for pair in permutations(SPLITS, 2):
+        for line, split in zip(lines[7:9], pair, strict=True):  # both of p3
+            line[9] = split
+        table.write_text("\n".join(map(",".join, lines)) + "\n")
+        with pytest.raises(ValueError, match=r"patient p3 is in the splits .* splits must not share"):
+            PatchFolder.open(tmp_path / "p")
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -348,6 +368,21 @@ def test_a_failed_folder_leaves_nothing_and_an_existing_one_is_kept(tmp_path):
     with pytest.raises(FileExistsError, match="exists already"), new_file(tmp_path / "p" / "mine"):
         pass
     assert (tmp_path / "p" / "mine").read_text() == "keep"
+
+
+def test_a_whole_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    file, sync, synced = tmp_path / "f", os.fsync, []
+
+    def noted(descriptor):
+        synced.append((os.fstat(descriptor).st_size, file.read_bytes()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    file.write_bytes(b"before")
+    with whole_file(file) as out:
+        out.write(b"x" * 1000)
+    assert synced == [(1000, b"before")]
+    assert [(one.name, one.stat().st_size) for one in tmp_path.iterdir()] == [("f", 1000)]
 
 
 def test_pseudonyms_need_the_key_and_the_key_is_private(tmp_path):
