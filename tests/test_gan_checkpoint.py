@@ -243,6 +243,26 @@ def test_a_kill_at_any_line_of_a_save_is_survived(tmp_path):
     assert "killed at" in done.stdout
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_save_returns(tmp_path, monkeypatch):
+    done, sync, replace_ = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append(("synced", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def moved(here, there):
+        done.append(("moved", os.stat(here).st_ino))
+        replace_(here, there)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", moved)
+    save(tmp_path, 1)
+    moves = [n for n, (what, _) in enumerate(done) if what == "moved"]
+    assert {done[n][1] for n in moves} == {(tmp_path / "checkpoints" / name).stat().st_ino for name in pairs(1)}
+    assert all(("synced", done[n][1]) in done[: moves[0]] for n in moves)
+    assert {done[n] for n in range(moves[-1], len(done))} >= {("synced", at.stat().st_ino) for at in (tmp_path / "checkpoints", tmp_path)}
+
+
 @contextmanager
 def files_up_to(size: int):
     """No file can grow beyond so many bytes: as on a full disk, what still fits is written, then the system refuses."""
