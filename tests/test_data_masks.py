@@ -11,6 +11,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from conftest import affine_of, dicom_series
+from scipy.ndimage import binary_dilation
 
 from data.dicom import find_series, look_at_all, read_series
 from data.lesion_list import ListConfig
@@ -235,9 +236,10 @@ def segmented(tmp_path_factory):
     ]  # fmt: skip
     two = ball((-15.0, -25.0, 116.0), 6.0) | ball((8.0, -15.0, 130.0), 7.0)
     pixels = np.stack([two, ball((10.0, -30.0, 110.0), 5.0)], axis=-1)
+    fractions = np.where(pixels, 0.75, 0.25 * binary_dilation(pixels, np.ones((3, 3, 3, 1)))).astype(np.float32)  # faint around
     for kind in SegmentationTypeValues.BINARY, SegmentationTypeValues.FRACTIONAL:
         image = Segmentation(
-            [pydicom.dcmread(file) for file in files], pixels.astype(np.float32) * 0.75 if kind.value == "FRACTIONAL" else pixels, kind, described,
+            [pydicom.dcmread(file) for file in files], fractions if kind.value == "FRACTIONAL" else pixels, kind, described,
             UID(), 1, UID(), 1, "lesiongan", "test", "1", "1",
         )  # fmt: skip
         (folder / kind.value).mkdir()

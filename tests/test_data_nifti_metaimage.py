@@ -44,11 +44,11 @@ def test_same_volume_same_bytes(tmp_path):
 
 def test_units_singleton_dimensions_and_scaling_are_honoured(tmp_path):
     values = noise_volume().T
-    image = nib.Nifti1Image(values[..., None], np.diag([0.0007, 0.0008, 0.0025, 1.0]))
-    image.header.set_xyzt_units("meter")
-    nib.save(image, tmp_path / "metres.nii")
-    volume = read_nifti(Source(tmp_path / "metres.nii"))
-    np.testing.assert_allclose(volume.spacing_mm, (2.5, 0.8, 0.7), rtol=1e-5)
+    for unit, in_mm in (("meter", 1000), ("mm", 1), ("micron", 0.001)):
+        image = nib.Nifti1Image(values[..., None], np.diag([0.7 / in_mm, 0.8 / in_mm, 2.5 / in_mm, 1.0]))
+        image.header.set_xyzt_units(unit)
+        nib.save(image, tmp_path / f"{unit}.nii")
+        np.testing.assert_allclose(read_nifti(Source(tmp_path / f"{unit}.nii")).spacing_mm, (2.5, 0.8, 0.7), rtol=1e-5)
     scaled = nib.Nifti1Image(values, np.eye(4))
     scaled.header.set_slope_inter(0.5, -100)
     nib.save(scaled, tmp_path / "scaled.nii")  # stores the values as they are, to be read as 0.5 v - 100
@@ -106,6 +106,18 @@ def test_metaimage_geometry_and_hu(tmp_path, suffix, compressed):
     point = image.TransformIndexToPhysicalPoint((4, 3, 2))
     assert volume.point_at(np.array([2, 3, 4])) == pytest.approx(point)
     np.testing.assert_array_equal(volume.axial().hu, noise_volume()[::-1, ::-1])
+
+
+def test_an_oblique_metaimage_lies_where_simpleitk_has_it(tmp_path):
+    (a, b), (c, d) = ((np.cos(angle), np.sin(angle)) for angle in (0.5, 0.3))
+    image = sitk.GetImageFromArray(noise_volume())
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-30, -40, 100))
+    image.SetDirection((np.array([[a, -b, 0], [b, a, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, c, -d], [0, d, c]])).ravel())
+    sitk.WriteImage(image, str(tmp_path / "oblique.mha"))
+    volume = read_metaimage(Source(tmp_path / "oblique.mha"))
+    for i, j, k in ((0, 0, 0), (4, 3, 2), (20, 0, 5), (0, 17, 1)):
+        np.testing.assert_allclose(volume.point_at(np.array([k, j, i])), image.TransformIndexToPhysicalPoint((i, j, k)), atol=1e-4)
 
 
 def test_metaimage_may_not_read_outside_its_folder(tmp_path):

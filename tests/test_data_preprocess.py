@@ -135,6 +135,16 @@ def test_resampling_never_leaves_the_range_of_the_scan_and_air(seed, spacing, sh
     assert patch.min() >= AIR_HU
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_outside_share_is_that_of_the_voxels_the_volume_does_not_contain(seed):
+    rng = np.random.default_rng(seed)
+    volume = Volume(np.zeros((7, 9, 8), np.int16), (2.5, 0.7, 0.8), affine_of((2.5, 0.7, 0.8), (0, 0, 0)), "1.2")
+    centre, spacing = volume.point_at(rng.uniform(-2, 9, 3)), rng.uniform(0.5, 1.5)
+    offsets = (np.stack(np.meshgrid(*[np.arange(5)] * 3, indexing="ij"), -1).reshape(-1, 3) - 2) * spacing / volume.spacing_mm
+    inside = [volume.contains(volume.index_of(centre) + offset) for offset in offsets]
+    assert outside_share(volume, centre, (5, 5, 5), spacing) == pytest.approx(1 - np.mean(inside))
+
+
 def test_outside_share_counts_voxels_beyond_the_volume():
     volume = linear_volume()  # 12 x 50 x 48 voxels of 2 x 0.5 x 0.5 mm from (-10, -10, -10)
     assert outside_share(volume, (0, 0, 0), (8, 8), 1.0) == 0
