@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,16 @@ import pydicom
 import pytest
 from catalogue_folders import enhanced
 from conftest import affine_of, dicom_series, noise_volume
+from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 import data.dicom_codecs
+from data.acquisition import acquisition_of
 from data.dicom import Series, find_series, look_at_all, read_series
+from data.dicom_codecs import check_stream
 from data.dicom_file import read_dicom
 from data.dicom_slices import slices_of
-from data.sources import Source, find_sources
+from data.sources import Source, Unreadable, find_sources
 from data.volume import AIR_HU, PADDING_HU
 
 
@@ -104,7 +108,11 @@ def test_padding_becomes_air_never_anatomy(tmp_path):
     np.testing.assert_array_equal(read_series(only_series(tmp_path)).hu, expected)
     for file in files:  # from the padding value to its limit (PS3.3, C.7.5.1.1.2)
         edit(file, PixelPaddingValue=450, PixelPaddingRangeLimit=500)
-    np.testing.assert_array_equal(read_series(only_series(tmp_path)).hu, np.where((hu >= 450) & (hu <= 500), AIR_HU, hu))
+    between = np.where((hu >= 450) & (hu <= 500), AIR_HU, hu)
+    np.testing.assert_array_equal(read_series(only_series(tmp_path)).hu, between)
+    for file in files:  # the limit may be the lower end
+        edit(file, PixelPaddingValue=500, PixelPaddingRangeLimit=450)
+    np.testing.assert_array_equal(read_series(only_series(tmp_path)).hu, between)
     for file in files:
         edit(file, PixelPaddingRangeLimit=None)
     hu[:, :4] = -3024  # undeclared
@@ -121,6 +129,33 @@ def test_lossless_compression_is_lossless(tmp_path, syntax):
         header.compress(syntax, generate_instance_uid=False)
         header.save_as(file)
     np.testing.assert_array_equal(read_series(only_series(tmp_path)).hu, hu)
+
+
+def jpeg(rows, columns, components, huffman=b""):
+    """The segments of a JPEG stream up to its scan."""
+    frame = struct.pack(">BHHB", 12, rows, columns, components) + bytes(3 * components)
+    segments = ((0xC4, huffman), (0xC3, frame), (0xDA, b""))
+    return b"\xff\xd8" + b"".join(struct.pack(">BBH", 0xFF, marker, 2 + len(body)) + body for marker, body in segments)
+
+
+def jpeg_2000(rows, columns, components):
+    """The SIZ segment of a JPEG 2000 stream, its image off the grid's corner."""
+    return b"\xff\x4f\xff\x51" + bytes(4) + struct.pack(">4I", 5 + columns, 3 + rows, 5, 3) + bytes(16) + struct.pack(">H", components)
+
+
+@pytest.mark.parametrize("stream", [jpeg, jpeg_2000])
+def test_a_compressed_frame_has_its_headers_shape_and_one_component(stream):
+    check_stream(stream(7, 9, 1), 7, 9)
+    for wrong in ((9, 7, 1), (7, 9, 3), (8, 9, 1)):
+        with pytest.raises(ValueError, match="components, Rows x Columns are 7 x 9"):
+            check_stream(stream(*wrong), 7, 9)
+
+
+@pytest.mark.parametrize(("codes", "whole"), [([0, 2, 1], True), ([2], True), ([3], False), ([1, 3], False), ([0, 0, 9], False)])
+def test_huffman_tables_hold_no_more_codes_than_their_lengths_allow(codes, whole):
+    table = bytes([0, *codes, *[0] * (16 - len(codes)), *range(sum(codes))])
+    with contextlib.nullcontext() if whole else pytest.raises(ValueError, match="Huffman"):
+        check_stream(jpeg(7, 9, 1, table), 7, 9)
 
 
 def test_same_instance_twice_is_read_once(tmp_path):
@@ -168,6 +203,29 @@ def test_one_bad_slice_refuses_the_series_naming_file_and_cause(tmp_path, case):
         read_series(only_series(tmp_path))
     assert any(str(f) in str(error.value) or f.name in str(error.value) for f in files[2:5] + files[:1])
     assert "\n" not in str(error.value)
+
+
+def test_bytes_inserted_among_the_pixels_are_noticed_and_padding_behind_them_is_none(tmp_path):
+    file = dicom_series(tmp_path)[2]
+    content = file.read_bytes()
+    file.write_bytes(content + bytes(6))
+    np.testing.assert_array_equal(read_series(only_series(tmp_path)).hu, noise_volume())
+    file.write_bytes(content[:-200] + b"\1\2\3\4\5\6" + content[-200:])
+    with pytest.raises(Unreadable, match=r"002\.dcm: what follows its PixelData are no elements"):
+        read_series(only_series(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [
+        ("SOMATOM Force", True), ("Brilliance 64", True), ("CT 1234", True), ("CT 12345", False), ("CT 1943-12-07", False), ("Anna 64", False),
+        ("CT of ANNAs", False), ("64 slices", False), ("A" * 25, False), ("A, B", False),
+    ],
+)  # fmt: skip
+def test_a_models_name_is_kept_where_it_repeats_nothing_of_the_hospital_and_holds_no_long_number(model, kept):
+    header = Dataset()
+    header.ManufacturerModelName, header.InstitutionName = model, "St. Anna, Linz"
+    assert acquisition_of(header).model == (model if kept else "")
 
 
 def test_a_doubled_slice_without_instance_uid_is_refused(tmp_path):

@@ -62,7 +62,11 @@ def test_what_is_not_one_ascending_row_is_left_to_pydicom(tmp_path):
     (file,) = dicom_series(tmp_path, noise_volume((1, 4, 4)))
     content = file.read_bytes()
     place = content.index(b"\x28\x00\x10\x00US")
-    for spoiled in (content[:place] + b"\x08\x00" + content[place + 2 :], content[:place] + content[place:].replace(b"US", b"ZZ", 1)):
+    for spoiled in (
+        content[:place] + b"\x08\x00" + content[place + 2 :],
+        content[:place] + content[place:].replace(b"US", b"ZZ", 1),
+        content[:place] + content[place : place + 10] + content[place:],  # Rows twice
+    ):
         _, at = find_elements(content, 132, len(content), implicit=False, order="<", wanted=())
         with pytest.raises(Unusual):
             find_elements(spoiled, at, len(spoiled), implicit=False, order="<", wanted=())

@@ -118,6 +118,18 @@ def test_bombs_and_damaged_archives_are_refused(tmp_path):
         next(find_sources([tmp_path / "b.zip"])).read()
 
 
+def test_a_member_that_unpacks_to_more_than_a_scan_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.sources._MEMBER_BYTES", 1000)
+    noise = np.random.default_rng(0).bytes(1 << 20)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("noise", noise)
+        archive.writestr("zeros", bytes(1 << 20))
+    whole, bomb = find_sources([tmp_path / "a.zip"])
+    assert whole.read() == noise
+    with pytest.raises(Unreadable, match=r"a\.zip/zeros: zip member unpacks to more than a scan does"):
+        bomb.read()
+
+
 def test_reasons_hold_no_file_and_no_value():
     error = Unreadable(Source(Path("/scans/Doe^Jane/1.dcm")), "PixelSpacing is not above 0", "0,\n0")
     assert str(error) == "/scans/Doe^Jane/1.dcm: PixelSpacing is not above 0: 0, 0"
