@@ -164,6 +164,11 @@ def test_a_patch_that_is_none_is_refused():
         apply(ct(), Change(flip=(2,)))
 
 
+def test_on_the_fly_values_between_whole_hu_go_to_the_nearest():
+    values = np.array([[[-0.6, -0.4, 0.4, 0.6], [10.6, -999.7, 399.5, 3.0]]], np.float32)
+    np.testing.assert_array_equal(RandAugmentHU(prob=0.0)(values), np.rint(values))
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (5, 9, 9)])
 def test_on_the_fly_equals_the_recorded_change(shape):
     augment = RandAugmentHU(AugmentConfig(), spacing_mm=(1.0,) * len(shape), prob=0.7)

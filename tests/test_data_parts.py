@@ -6,13 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from test_data_cohort import HEAD, lesion_row, scan
 
+from data.cutting import CutConfig
+from data.dicom import Series
+from data.lesion_tables import Points
+from data.parts import part_name
 from data.patches import PatchFolder
+from data.pseudonyms import Pseudonyms
+from data.sources import Source
 
+KEY = Pseudonyms(b"0" * 64)
 CUT = ("--lesions", "list.csv", "--size", 16, "--spacing", 2)
 
 
@@ -94,6 +103,26 @@ def test_a_scan_that_was_spoiled_is_not_taken_from_an_old_part(command, cohort, 
     assert done.code == 0, done.err
     assert "skipped series: in/1/008.dcm: a damaged file beside the slices" in done.err
     assert len(PatchFolder.open("p")) == 2
+
+
+def test_a_part_is_named_by_everything_that_its_patches_follow_from(tmp_path):
+    file = tmp_path / "a.nii"
+    file.write_bytes(b"scan")
+    series, listed, config = Series("1.2", "JD", (Source(file),)), (Points(np.zeros((1, 3)), np.array([8.0]), ("nodule",)),), CutConfig()
+    others = {
+        "shape": (32, 32), "spacing_mm": 2.0, "window": (-900.0, 400.0), "slices": 2, "background": 0, "seed": 1, "validation": 0.1, "test": 0.1,
+    }  # fmt: skip
+    assert set(others) == {field.name for field in fields(CutConfig)}
+    names = [part_name(series, listed, replace(config, **{name: value}), KEY) for name, value in others.items()]
+    names += [part_name(series, listed, config, KEY), part_name(replace(series, uid="1.3"), listed, config, KEY)]
+    names += [
+        part_name(series, (replace(listed[0], labels=("cyst",)),), config, KEY),
+        part_name(series, listed, config, Pseudonyms(b"1" * 64)),
+    ]
+    file.write_bytes(b"another scan")
+    names.append(part_name(series, listed, config, KEY))
+    assert len(set(names)) == len(names) == len(others) + 5
+    assert names[-1] == part_name(series, listed, config, KEY)
 
 
 def test_a_series_that_kills_its_worker_is_left_out_with_a_reason(command, cohort, monkeypatch):

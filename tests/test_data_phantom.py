@@ -43,6 +43,21 @@ def test_same_seed_same_bytes_and_another_seed_another_patient():
     assert one.spacing_mm != other.spacing_mm
 
 
+def test_no_patient_of_one_seed_is_a_patient_of_another(tmp_path, monkeypatch):
+    drawn = []
+
+    def noted(rng, series_uid, **options):
+        drawn.append(rng.random())
+        return Volume(np.zeros((1, 8, 8), np.int16), (1.0,) * 3, np.eye(4), series_uid), []
+
+    monkeypatch.setattr(phantom, "chest", noted)
+    for seed in range(4):
+        (tmp_path / str(seed)).mkdir()
+        for n in range(4):
+            phantom.write_patient(tmp_path / str(seed), seed, n, lesions=1, matrix=64, slice_mm=5.0)
+    assert len(set(drawn)) == 16
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_tissues_take_plausible_shares(seed):
     volume, _ = chest(np.random.default_rng(seed), "1", **SMALL)
@@ -184,6 +199,12 @@ def test_a_tree_without_balance_is_the_minimum_spanning_tree_and_with_much_a_sta
     assert not star.any()
     lengths = [wires[np.arange(60), tree].sum() for tree in (parent, between, star)]
     assert lengths[0] < lengths[1] < lengths[2]
+
+
+@pytest.mark.parametrize("edge_mm", [0.5, 4.0])
+def test_a_voxel_whose_middle_lies_on_a_surface_is_half_full(edge_mm):
+    away = np.array([-1, -0.5, -0.25, 0, 0.25, 0.5, 1])  # of its width
+    np.testing.assert_allclose(phantom_painting.within(away * edge_mm, edge_mm), [1, 1, 0.75, 0.5, 0.25, 0, 0])
 
 
 def test_texture_has_mean_0_and_variance_1():

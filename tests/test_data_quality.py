@@ -9,7 +9,7 @@ from scipy import ndimage
 from data.files import new_folder
 from data.near_copies import NearCopySearch, best_match
 from data.patches import Patch, PatchFolder, PatchSpec, PatchWriter
-from data.quality import Quality, contact_rows, measure, outside_window, read_skipped, value_quantiles
+from data.quality import HU_MIN, Quality, Rows, SeriesRow, contact_rows, measure, outside_window, read_skipped, value_quantiles
 from data.quality_summary import confounded, summary_of
 
 WINDOW = (-1000.0, 400.0)
@@ -109,6 +109,12 @@ def test_values_are_counted_exactly(tmp_path):
     assert "fewer than 16 pixels" in quality.near_copies
 
 
+def test_what_shows_as_black_or_white_is_at_the_windows_ends_and_beyond():
+    counts = np.zeros(1 << 16, np.int64)
+    counts[np.array([-1001, -1000, -999, 399, 400, 401]) - HU_MIN] = [1, 2, 4, 8, 16, 32]
+    assert outside_window(counts, (-1000, 400)) == pytest.approx((3 / 63, 48 / 63))
+
+
 def test_classes_patients_padding_and_spacing_are_warned_of(tmp_path):
     patients = ["0"] * 12 + [str(n) for n in range(1, 29)]
     splits = ["train"] * 20 + ["test"] * 20
@@ -142,6 +148,24 @@ def test_a_class_of_one_scanner_is_confounded_and_a_mixed_one_is_not(tmp_path):
     assert "All patients of class a have the manufacturer Siemens, against 50 % of the other classes'" in warnings
     assert "1 of 60 series have slices more than 2.5 mm apart (up to 5 mm)" in warnings
     assert "Slice steps are mixed, 1 to 5 mm" in warnings
+
+
+def of_scanners(a: list[str], b: list[str]) -> Quality:
+    """Patients of two classes, one patch and series each, by their scanner's manufacturer."""
+    count, ids = len(a) + len(b), np.arange(len(a) + len(b)).astype(str)
+    labels, split = np.repeat(["a", "b"], [len(a), len(b)]), np.repeat("train", count)
+    rows = Rows(np.arange(count), ids, labels, ids, ids, split, np.full(count, np.nan), np.zeros(count))
+    series = tuple(SeriesRow(one, one, made, "", "", None, None, None) for one, made in zip(ids, [*a, *b], strict=True))
+    return Quality(rows, 0, {}, series, None, "")
+
+
+@pytest.mark.parametrize(
+    ("alike", "others", "told"),
+    [(40, (24, 16), True), (40, (25, 15), False), (7, (10, 10), True), (6, (10, 10), False)],  # 60 % or more; 1 in 128 or in 64
+)
+def test_a_scanner_common_elsewhere_or_shared_by_chance_confounds_nothing(alike, others, told):
+    quality = of_scanners(["Siemens"] * alike, ["Siemens"] * others[0] + ["GE"] * others[1])
+    assert [one[:3] for one in confounded(quality)] == [("a", "manufacturer", "Siemens")] * told
 
 
 def test_augmented_copies_count_apart(tmp_path):
