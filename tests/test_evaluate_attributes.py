@@ -6,6 +6,7 @@ from scipy import stats
 
 from evaluate.attributes import (
     ATTRIBUTES,
+    _roundness,
     central_component,
     compare_attributes,
     compare_classes,
@@ -40,6 +41,19 @@ def test_a_long_lesion_is_less_round_by_the_known_factor():
     # An ellipse with axes a and 2a: its area over its moment is 2 (a b) / (a^2 + b^2) = 4/5 of a disc's.
     found = lesion_attributes(lesions([10.0], (64, 64), (0.5, 0.5), stretch=2.0), (0.5, 0.5), WINDOW)
     assert found["roundness"] == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "spacing_mm"), [((1, 1), (0.7, 0.7)), ((2, 3), (0.7, 0.8)), ((1, 4), (1.0, 0.5)), ((2, 2, 3), (1.2, 0.9, 0.9))]
+)
+def test_few_voxels_are_as_round_as_the_box_they_fill(voxels, spacing_mm):
+    mask = np.zeros((1, *[8] * len(voxels)), bool)
+    mask[(0, *[slice(2, 2 + n) for n in voxels])] = True
+    sides = np.array(voxels) * spacing_mm
+    dimensions, size = len(sides), sides.prod()
+    radius = np.sqrt(size / np.pi) if dimensions == 2 else np.cbrt(3 * size / (4 * np.pi))
+    ball, box = radius**2 * dimensions / (dimensions + 2), np.square(sides).sum() / 12  # mean squared distances to the middle
+    assert _roundness(mask, spacing_mm) == pytest.approx(ball / box)
 
 
 def test_a_blurred_edge_is_less_sharp_and_noise_is_texture():

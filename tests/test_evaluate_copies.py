@@ -7,7 +7,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from evaluate.copies import Control, duplicates_between, exact_repeats, fitted_control, search_copies
-from evaluate.registration import Searched, turns
+from evaluate.neighbours import within_window
+from evaluate.registration import Searched, detail, overlap, turns
 
 WINDOW = (-1000.0, 400.0)
 
@@ -54,6 +55,24 @@ def test_a_copy_under_every_symmetry_and_shift_is_exact(shape):
         copies = search_copies(patches[:5], training, None, None, None, WINDOW).copies
         assert all(one.exact and one.difference_hu == 0 and (one.gain, one.offset_hu) == (1, 0) for one in copies)
         assert len(copies) == 5
+
+
+def test_misfit_is_the_share_of_detail_that_the_best_laid_patch_does_not_explain():
+    rng = np.random.default_rng(0)
+    training = smooth(0, 20, (24, 24))
+    searched = Searched(training, WINDOW)
+    patches = np.stack([changed(patch, rng, noise_hu=60) for patch in training])
+    found = searched.nearest(patches)
+    assert (found.real == np.arange(20)).all()
+    for n, (turn, shift) in enumerate(zip(found.turn, found.shift.tolist(), strict=True)):
+        here, there = overlap((24, 24), shift)
+        a, b = (
+            detail(x[None]).astype(float).ravel()
+            for x in (searched.turns[turn].of(within_window(patches[[n]], WINDOW))[0][here], searched.hu[n][there])
+        )
+        unexplained = a - b * (a @ b) / (b @ b)
+        assert found.misfit[n] == pytest.approx(np.linalg.norm(unexplained) / np.linalg.norm(a), rel=1e-3)
+    assert 0.1 < found.misfit.min() < found.misfit.max() < 0.9
 
 
 def test_a_cube_is_found_in_any_position():

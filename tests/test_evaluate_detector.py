@@ -295,6 +295,23 @@ def test_warping_reads_where_it_is_told_to(operation, strength, expected):
     torch.testing.assert_close(classic._warp(x, matrices)[:, inside], expected(x)[:, inside], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("strength", [-1.0, -0.4, 0.0, 1.0])
+def test_a_zoom_reads_by_its_factor_nearer_to_the_middle_or_further_from_it(strength):
+    places = torch.arange(11.0) - 5
+    matrices = classic._matrices("zoom", torch.Size([11, 11]), np.array([strength]), np.zeros((1, 2)))
+    wanted = (places * classic.ZOOM**strength).clamp(-5, 5).expand(11, 11)  # beyond the border is the border
+    torch.testing.assert_close(classic._warp(places.expand(1, 11, 11), matrices)[0], wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("operation", ["offset", "contrast", "gamma"])
+def test_the_opposite_strength_undoes_a_change_of_intensity(operation):
+    x = torch.rand(4, 9, 9) - 0.5
+    strength = torch.tensor([-1.0, -0.3, 0.5, 1.0]).view(4, 1, 1)
+    changed = classic._intensity(operation, x, strength, np.random.default_rng(0))
+    assert (changed - x).abs().flatten(1).amax(1).min() > 0.01
+    torch.testing.assert_close(classic._intensity(operation, changed, -strength, np.random.default_rng(0)), x, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(11, 11), (5, 11, 11)])
 def test_turning_by_a_right_angle_is_a_quarter_turn(shape):
     """The turn is a rigid one: three times its strongest, 90 degrees, is exact; blurring is SciPy's."""

@@ -41,6 +41,17 @@ def test_planted_copies_are_exactly_the_most_suspicious():
     assert found.closeness[[r for r in range(50) if r not in copied]].min() > 0.8
 
 
+def test_closeness_is_the_distance_over_that_of_the_nearest_training_patch_to_another_patient():
+    training, held_out, synthetic = patches(0, 20), patches(1, 12), patches(2, 15)
+    training[:2] = np.clip(training[:1] + np.arange(2)[:, None, None] * 90, -1000, 400)  # one much nearer to another patient than others
+    synthetic[0] = np.clip(training[0] + 50, -1000, 400)
+    found = audit_memorisation(synthetic, training, np.arange(20), held_out, ids(6, 2), WINDOW, np.random.default_rng(0), draws=10)
+    spacing = distance_to_another_patient(training, np.arange(20), WINDOW)
+    assert spacing[:2].max() < 0.5 * spacing[2:].min()
+    np.testing.assert_allclose(found.closeness, closeness_to(synthetic, training, spacing, WINDOW))
+    np.testing.assert_allclose(found.closeness, found.nearest_training_hu / spacing[found.nearest_training], rtol=1e-6)
+
+
 def test_a_generator_that_repeats_its_training_set_stands_out_from_the_control():
     rng = np.random.default_rng(0)
     training, held_out = patches(0, 40), patches(1, 40)

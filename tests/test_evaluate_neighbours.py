@@ -31,6 +31,16 @@ def _subsets(axes):
     return [[a for k, a in enumerate(axes) if bits >> k & 1] for bits in range(2 ** len(axes))]
 
 
+def test_of_patches_that_differ_by_single_voxels_the_nearest_is_found_and_how_near():
+    base = patches(0, 1, (32, 32))[0].clip(-900, 300)
+    real = np.repeat(base[None], 30, axis=0)
+    for n, patch in enumerate(real):
+        patch.ravel()[: 30 - n] += 1  # the last differs in one voxel
+    found = neighbours(base[None], real, WINDOW)
+    assert found.nearest == [29]
+    assert found.nearest_hu == pytest.approx(1 / 32)
+
+
 def test_hu_outside_the_window_makes_no_difference():
     real = patches(0, 3)
     bright = np.where(real > 390, 3000, real).astype(np.int16)

@@ -11,6 +11,7 @@ import pytest
 from evaluate.attributes import lesion_attributes
 from evaluate.audit import Pictures, audit
 from evaluate.cohort import Cohort, PatchSet
+from evaluate.comparison import confused_classes
 from evaluate.config import DetectorConfig, EvaluateConfig
 from evaluate.features import INCEPTION, Extractor, radiomics
 from evaluate.intervals import Floor, Interval
@@ -111,6 +112,17 @@ def test_every_distance_of_an_audit_is_complete(audited):
     assert report.memorisation.suspects[0].synthetic == "seed3"
     assert report.memorisation.suspects[0].training == "train9"
     assert "lesion-free" in report.detector
+
+
+@pytest.mark.parametrize(("nearer", "confused"), [(40, ["a"]), (39, ["a"]), (38, []), (0, [])])
+def test_a_class_is_confused_where_all_draws_but_one_say_so(monkeypatch, nearer, confused):
+    of_a = [(1.0, 0.5 if n < nearer else 2.0) for n in range(40)]  # from synthetic a to real a and to real b
+    values = iter(np.array(of_a + [(1.0, 0.0)] * 40).ravel().tolist())
+    monkeypatch.setattr("evaluate.comparison.frechet_distance", lambda real, synthetic: next(values))
+    labels, x = np.repeat(["a", "b"], 10), np.zeros((20, 3))
+    patches = PatchSet(x.astype(np.int16), np.arange(20).astype(str), labels, np.arange(20).astype(str))
+    found = confused_classes(x, x, patches, patches, np.random.default_rng(0), draws=40)
+    assert [(one.label, one.nearest) for one in found] == [(label, "b") for label in confused]
 
 
 def test_json_has_conventional_keys_for_inception_alone(audited):

@@ -29,6 +29,11 @@ def test_what_cannot_be_told_apart_shares_a_place():
     assert ranking([c, b, a], "frechet.x") == [["a", "b"], ["c"]]
 
 
+def test_who_reaches_only_the_last_of_a_place_has_another():
+    ends = {"a": (1.0, 0.9, 1.1), "b": (1.1, 1.05, 2.0), "c": (1.8, 1.5, 2.1)}
+    assert ranking([report(name, frechet_x=nearer(*three)) for name, three in ends.items()], "frechet.x") == [["a", "b"], ["c"]]
+
+
 def test_higher_is_better_where_it_says_so_and_a_figure_without_direction_ranks_nobody():
     a, b = report("a", recall_x=(0.2, 0.1, 0.3, "higher")), report("b", recall_x=(0.8, 0.7, 0.9, "higher"))
     assert ranking([a, b], "recall.x") == [["b"], ["a"]]

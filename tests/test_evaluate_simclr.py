@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,10 @@ import safetensors.torch
 import torch
 
 from data.patches import Patch, PatchFolder, PatchSpec, PatchWriter
+from evaluate.config import EvaluateConfig
+from evaluate.families import families
+from evaluate.features import radiomics
+from evaluate.report import Compared, SetSize
 from evaluate.simclr import exchangeable_axes, load_encoder, nt_xent, save_encoder, simclr, train_encoder, view
 
 WINDOW = (-1000.0, 400.0)
@@ -190,6 +195,17 @@ def test_an_encoder_measures_only_patches_like_those_it_was_trained_on(tmp_path,
     ]:
         with pytest.raises(ValueError, match=f"trained on patches of {told}"):
             simclr(path, shape, spacing_mm, window)
+
+
+@pytest.mark.parametrize(("trained_on", "told"), [("a" * 64, False), ("b" * 64, True), (None, True)])
+def test_an_encoder_of_another_folder_is_told(monkeypatch, trained_on, told):
+    extractor = replace(radiomics((1.0, 1.0), WINDOW), name="simclr", trained_on_sha256=trained_on)
+    monkeypatch.setattr("evaluate.simclr.simclr", lambda *_: extractor)
+    size = SetSize(20, 5)
+    compared = Compared(size, size, "test split", size, (16, 16), (1.0, 1.0), WINDOW, "HU", "a" * 64, "c" * 64, 0)
+    found, notes = families(compared, EvaluateConfig(encoder="encoder"), lambda line: None)
+    assert extractor in found
+    assert any("trained on another patch folder" in note for note in notes) == told
 
 
 def test_a_damaged_or_foreign_file_is_refused_in_one_line(tmp_path, trained):
