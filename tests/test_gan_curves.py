@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gan.advice import advice
-from gan.curves import write_curves
+from gan.curves import _shade_gap, write_curves
 from gan.history import read_history
 
 
@@ -178,6 +178,21 @@ def test_one_measure_alone_or_noise_is_no_reason_to_stop():
         change_distances=lambda t, found: {name: value * (1 + 0.1 * rng.standard_normal()) for name, value in distances(1).items()}
     )
     assert advice(one) == advice(noisy) == []
+
+
+@pytest.mark.parametrize(("name", "odd"), [("slope_norm", 40.0), ("slope_norm", 0.05), ("variety", 0.1), ("generator_gradient_norm", 1e-6)])
+def test_a_sign_that_does_not_last_is_no_alarm(name, odd):
+    usual = {"slope_norm": 1.0, "variety": 0.9, "generator_gradient_norm": 10.0}
+    assert advice(history(change=lambda t: usual | ({name: odd} if round(100 * t) == 90 else {}))) == []
+
+
+def test_the_shaded_gap_is_where_training_patients_score_higher():
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    _shade_gap(axis, [{"step": n, "wasserstein": 2.0 if n < 5 else 0.0, "wasserstein_held_out": 1.0} for n in range(10)])
+    steps = np.concatenate([path.vertices[:, 0] for path in axis.collections[0].get_paths()])
+    assert (steps.min(), steps.max()) == (0, 4)
 
 
 def test_a_gap_alone_is_no_alarm():

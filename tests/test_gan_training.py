@@ -357,6 +357,17 @@ def test_the_critics_estimate_on_held_out_patches_stands_beside_that_on_training
     assert other["wasserstein_held_out"] != other["wasserstein"]
 
 
+def test_the_estimate_is_the_mean_score_of_patches_less_that_of_the_last_synthetic_ones(monkeypatch):
+    gray = torch.full((1, 1, 16, 16), -0.5)
+    drawn = training.draw
+    monkeypatch.setattr("gan.trainer.draw", lambda *given: 0 * drawn(*given) + gray)
+    trainer, data = trainer_for(), discs()
+    trainer.update(data)
+    with torch.no_grad():
+        wanted = trainer.critic(torch.from_numpy(data.patches.values)).mean() - trainer.critic(gray).mean()
+    assert trainer.look(data, None)["wasserstein"] == pytest.approx(wanted.item(), abs=1e-5)
+
+
 def with_nan(data: TrainingSet, bad: int) -> TrainingSet:
     data.patches.values[bad, 0, 3, 3] = np.nan
     return TrainingSet(data.patches, data.condition, describe="patch number {} of the list".format)
