@@ -96,6 +96,9 @@ def test_bad_series_are_left_out_and_counted(command, tmp_path):
     strict = command("data", "prepare", "in", "--lesions", "list.csv", "--out", "q", "--size", 16, "--strict")
     assert (strict.code, "--strict: 4 left out" in strict.err) == (2, True)
     assert not (tmp_path / "q").exists()
+    (tmp_path / "list.csv").write_text(HEAD + lesion_row(uids[0]) + lesion_row(uids[0], x=500))
+    strict = command("data", "prepare", "in/0", "--lesions", "list.csv", "--out", "q", "--size", 16, "--strict")
+    assert (strict.code, "--strict: 1 left out" in strict.err) == (2, True)
 
 
 def test_lesions_off_the_lung_and_names_given_twice_are_told(command, tmp_path):

@@ -13,7 +13,7 @@ from evaluate.artefacts import Artefacts, Band, Checkerboard, NoisePower
 from evaluate.attributes import AttributeTest, ClassTest
 from evaluate.gray_levels import EndShare, GrayLevels, GrayMap, WindowEnds
 from evaluate.intervals import Floor, Interval
-from evaluate.key_figures import Figure, Gate
+from evaluate.key_figures import Figure, Gate, _of_distance
 from evaluate.membership import Membership
 from evaluate.memorisation import Share
 from evaluate.report import Compared, ConfusedClass, Copied, DetectorResult, Distance, Measure, MemorisationResult, Report, SetSize
@@ -368,6 +368,14 @@ def test_what_a_verdict_says_stands_in_every_form_of_the_report():
 def test_a_gate_that_could_never_close_or_open_is_refused(text):
     with pytest.raises(ValueError, match="is no"):
         Gate.parse(text)
+
+
+@pytest.mark.parametrize(("metric", "better"), [("frechet", "lower"), ("coverage", "higher"), ("density", "neither")])
+def test_a_distance_is_a_figure_beside_its_floor_at_the_same_size(metric, better):
+    floor = Floor(1.25, 0.5, 1.5, 40, 2.5)
+    found = dict(_of_distance("x", replace(distance(metric, floor=floor), value=9.0)))
+    assert found.pop("x") == Figure(9.0, 0, 9, better)
+    assert found == ({"x.over_floor": Figure(2.0, better="lower")} if better == "lower" else {})
 
 
 def test_a_figure_that_is_no_number_fails_its_gate():
