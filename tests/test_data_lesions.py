@@ -225,6 +225,15 @@ def test_lung_counts_up_to_5_mm_away(y, near):
     assert not ras_suspected([(-68.0, y, 0.0)], mask, scan)
 
 
+@pytest.mark.parametrize(("away", "near"), [(2.8, True), (3.0, False)])  # 4.85 and 5.2 mm
+def test_lung_counts_up_to_5_mm_away_in_any_direction(away, near):
+    mask = np.zeros((20, 20, 20), bool)
+    mask[10, 10, 10] = True
+    scan = Volume(np.zeros(mask.shape, np.int16), (1.0,) * 3, affine_of((1.0,) * 3, (20.0, 20.0, 0.0)), "s")
+    x, y, z = scan.point_at(np.array([10, 10, 10]))
+    assert ras_suspected([(-x - away, -y - away, z + away)], mask, scan) == near
+
+
 def test_real_annotations(real_data):
     file = real_data / "ct-series" / "annotations.csv"
     rows = list(csv.DictReader(file.read_text().splitlines()))

@@ -121,17 +121,20 @@ def test_an_oblique_metaimage_lies_where_simpleitk_has_it(tmp_path):
 
 
 def test_metaimage_may_not_read_outside_its_folder(tmp_path):
-    (tmp_path / "secret.raw").write_bytes(bytes(8 * 8 * 8 * 2))
-    inner = tmp_path / "inner"
+    inner, scan = tmp_path / "inner", noise_volume((8, 8, 8))  # one that would be read, so that nothing but its place refuses it
     inner.mkdir()
+    for place in (tmp_path / "secret.raw", inner / "fine.raw"):
+        place.write_bytes(scan.tobytes())
     header = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\nElementSpacing = 1 1 1\nElementDataFile = {}\n"
+    (inner / "a.mhd").write_text(header.format("fine.raw"))
+    np.testing.assert_array_equal(read_metaimage(Source(inner / "a.mhd")).hu, scan)
     outside = str(tmp_path / "secret.raw")
     hidden = [f"ElementDataFile : {outside}", f"ElementDataFile:{outside}", f"Comment = x\rElementDataFile = {outside}\rA = b"]
     for name in ("../secret.raw", outside, "gone.raw", "LIST"):
         hidden.append(f"ElementDataFile = {name}")
     for line in hidden:
         text = header.replace("ElementDataFile = {}\n", f"{line}\nElementDataFile = LOCAL\n")
-        (inner / "a.mhd").write_bytes(text.encode() + bytes(1024))
+        (inner / "a.mhd").write_bytes(text.encode() + scan.tobytes())
         with pytest.raises(ValueError, match=r"a\.mhd"):
             read_metaimage(Source(inner / "a.mhd"))
     (inner / "a.mhd").write_text(header.replace("8 8 8", "8 x 8").format("LOCAL"))

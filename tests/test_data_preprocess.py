@@ -21,6 +21,10 @@ def test_window_is_exactly_undone_inside_and_clips_outside(window, values):
     np.testing.assert_array_equal(from_unit(x, window), np.clip(hu, *window).astype(np.int16))
 
 
+def test_what_lies_beyond_1_becomes_the_windows_end():
+    np.testing.assert_array_equal(from_unit(np.array([-1.5, -1, 1, 1.01], np.float32), (-1000, 400)), [-1000, -1000, 400, 400])
+
+
 @pytest.mark.parametrize("window", [(400.0, -1000.0), (0.0, 0.0), (-40000.0, 0.0), (0.0, float("nan"))])
 def test_windows_that_make_no_sense_are_refused(window):
     with pytest.raises(ValueError, match="window"):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 from gan.conditions import KNOTS_MM, Conditions
-from gan.drawing import PILOT_SEEDS, QUALITY, Drawing
+from gan.drawing import PILOT_SEEDS, QUALITY, Drawing, draw
 from gan.networks import Critic, Generator
 from gan.orders import CLASS, DIAMETER, LIKE, Likeness, Request, which_model
 from gan.sampling import TILE, Model, candidates, critic_scores, sample, truncated
@@ -75,6 +76,15 @@ CHECKS = {"size": by_size, "texture": by_texture}
 
 
 # --- latents ---
+
+
+def test_every_try_of_every_seed_is_drawn_into_a_place_of_its_own(monkeypatch):
+    seen, model = [], SimpleNamespace(generator=SimpleNamespace(latent=8))
+    backgrounds = SimpleNamespace(draw=lambda rng, asked_mm: (seen.append(rng.random()), np.zeros((1, 1, 4, 4), np.float32))[::-1])
+    monkeypatch.setattr("gan.drawing.composites", lambda *given: [(np.zeros((2, 1, 4, 4), np.float32), None)])
+    for attempt in range(3):
+        draw(model, [5, 6], attempt, np.full(2, 8.0), None, None, backgrounds)
+    assert len(set(seen)) == 6
 
 
 @given(st.floats(0.05, 6), st.integers(0, 10**6))

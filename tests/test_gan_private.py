@@ -538,6 +538,13 @@ def test_a_run_ends_with_its_last_critic_step(n_critic, steps):
     assert math.isnan(update["critic_gradient_norm"])
 
 
+@pytest.mark.usefixtures("free_accounting")
+def test_what_counts_critic_steps_comes_with_the_first_update_that_reaches_it(tmp_path):
+    trainer = trainer_for(n_critic=3, conditions=CLASSES, log_every=5, samples_every=0, checkpoint_every=1000)
+    _, told = fresh_run(tmp_path, trainer, cohort(CLASSES))
+    assert [steps for what, steps, _ in told if what == "metrics"] == [3, 6, 12, 15, 20]  # a sign of life, then 5, 10, 15 and the end
+
+
 def test_a_run_of_few_updates_ends_before_its_budget(tmp_path):
     data, trainer = cohort(), trainer_for(steps=2)
     while trainer.progress < 1:
