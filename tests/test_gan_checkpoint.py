@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -309,6 +310,17 @@ def test_a_line_of_metrics_that_does_not_fit_leaves_no_half_line(tmp_path):
         assert (tmp_path / "metrics.jsonl").stat().st_size == length
     tracker.log(2, {"x": 3.0})
     assert [json.loads(line)["x"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1.0, 3.0]
+
+
+def test_wandb_is_told_no_host_and_asked_for_nothing_of_the_machine(tmp_path, monkeypatch):
+    wandb, given = pytest.importorskip("wandb"), {}
+    logs = SimpleNamespace(settings=SimpleNamespace(log_user=str(tmp_path / "logs" / "debug.log")))
+    monkeypatch.setattr(wandb, "init", lambda **named: (given.update(named), logs)[1])
+    Tracker(tmp_path, 0, {}, "offline")
+    told = given["settings"]
+    assert (given["mode"], told.host, told.console) == ("offline", "hidden", "off")
+    assert all((told.disable_git, told.disable_code, told.x_disable_meta, told.x_disable_stats, told.x_disable_machine_info))
+    assert not any((told.save_code, told.x_save_requirements))
 
 
 @pytest.mark.parametrize("left", [b'{"step": 2, "x"', b"\0" * 40, b"\xff\xfe{}\n", b'{"step": "2"}\n', b"7\n"])
