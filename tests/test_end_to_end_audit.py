@@ -211,6 +211,9 @@ def test_a_bound_above_the_accountants_epsilon_breaks_the_guarantee_at_the_end_o
     kept = PrivacyReport((moment(10, 0.5, right), moment(20, 9.0, right)), {})
     assert not kept.broken
     assert "epsilon 9 after 20 critic steps (gradients 0.00, critic 3" in kept.verdict
+    bound = kept.moments[-1].attacks[1].epsilon
+    for accountant, broken in ((bound, False), (math.nextafter(bound, 0), True)):
+        assert bool(PrivacyReport((replace(kept.moments[-1], accountant=accountant),), {}).broken) == broken
     none = PrivacyReport((moment(20, math.inf, right),), {})
     assert not none.broken
     assert json.loads(to_json(none))["moments"][0]["accountant"] is None

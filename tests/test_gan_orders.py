@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gan.conditions import Conditions
-from gan.orders import Likeness, Orders, Request, check_request, missing, orders, which_model
+from gan.orders import Likeness, Orders, Request, check_request, missing, orders, seed_of, which_model
 
 PLAIN, CLASSES, BOTH = Conditions(), Conditions(("ggo", "solid", "cystic")), Conditions(("ggo", "solid", "cystic"), diameter=True)
 SIZES = Conditions(diameter=True)
@@ -47,6 +47,13 @@ def as_rows(found: Orders) -> list[tuple]:
 
 
 # --- which model draws a seed ---
+
+
+def test_the_first_lesion_of_a_series_is_its_seeds_own_sample_and_the_rest_are_nobodys():
+    seeds = [seed_of(seed, number) for seed in range(20) for number in range(1, 21)]
+    assert seeds[::20] == list(range(20))
+    assert len(set(seeds)) == 400
+    assert min(set(seeds) - set(range(20))) > 2**32
 
 
 @given(seed_lists | st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30), st.lists(st.integers(1, 50), min_size=1, max_size=5))
