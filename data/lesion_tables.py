@@ -116,22 +116,18 @@ def _columns(path: Path, head: list[str], config: ListConfig) -> _Columns:
 
     series = find(*_SERIES)
     if series is None:
-        raise Unreadable(path, f"no column {_SERIES[0]}; {_WANTED}{hint}", _named(head))
+        raise Unreadable(path, f"no column {_SERIES[0]}; {_WANTED}{hint}")
     found = [tuple(find(axis) for axis in axes) for axes in _POINTS]
     point = next(((x, y, z) for x, y, z in found if x is not None and y is not None and z is not None), None)
     mask = find("mask")
     if point is None and mask is None:
-        raise Unreadable(path, f"no column coordX, coordY, coordZ; {_WANTED}{hint}", _named(head))
+        raise Unreadable(path, f"no column coordX, coordY, coordZ; {_WANTED}{hint}")
     label = find(config.class_from.strip().lower()) if config.class_from else find("class", "label")
     if config.class_from and label is None:
-        raise Unreadable(path, f"no column {config.class_from} to read the classes from", _named(head))
+        raise Unreadable(path, f"no column {config.class_from} in its first line to read the classes from")
     return _Columns(
         len(names), series, point, find("diameter_mm", "diameter"), label, mask, find("patient_id", "patient"), names == _CANDIDATES
     )
-
-
-def _named(head: list[str]) -> str:
-    return f"its first line names {', '.join(name.strip() for name in head)}"[:300]
 
 
 class _Rows:

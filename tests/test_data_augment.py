@@ -292,7 +292,7 @@ def test_options_reach_the_changes(command, patches):
         (["--crop", 0.9], "crop from 0 to 0.5, got 0.9"),
         (["--noise-hu", -1], "noise_hu from 0"),
         (["--hu-scale", 0.6], "hu_scale from 0 to 0.5"),
-        (["--hu-shift", "nan"], "Expected a"),
+        (["--hu-shift", "nan"], "--hu_shift nan: want a number"),
         (["--seed", -1], "--seed >= 0"),
         (["--out", "patches"], "exists already"),
     ],

@@ -159,7 +159,8 @@ def understand(said: str, complete: bool = True) -> None:
     elif words[0] == "pip":
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         known = [*project["optional-dependencies"], *(re.split("[>=]", one)[0] for one in project["dependencies"])]
-        assert re.search(r"\[(\w+)\]|(\w+)$", words[2])[0].strip("[]") in [*known, "lesiongan"]
+        named = re.search(r"\[([\w,]+)\]$|[\w.]+$", words[2])
+        assert set((named[1] or named[0]).split(",")) <= {*known, "lesiongan", "."}
     elif words[0] == "dask":
         assert importlib.util.find_spec("distributed")
     elif complete:

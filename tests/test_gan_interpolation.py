@@ -155,7 +155,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line():
         (lambda: growth(both, [1], 3, "ggo", (20.0, 5.0)), "from small to large"),
         (lambda: growth(both, [1], 3, "ggo", (1.0, 5.0)), "within 3 to 48 mm"),
         (lambda: growth(both, [], 3, "ggo"), "1 seed or more"),
-        (lambda: drawn(both, strips(both, [1, 2], 3)), "give conditions"),
+        (lambda: drawn(both, strips(both, [1, 2], 3)), "give it condition="),
     ]:
         with pytest.raises(ValueError, match=words) as error:
             call()

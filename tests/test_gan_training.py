@@ -299,7 +299,7 @@ def test_sample_does_not_depend_on_its_neighbours(tmp_path, conditions):
         np.testing.assert_array_equal(draw(seeds), all_at_once[seeds])
     assert (draw([0], load_model(tmp_path / "run", average=False))[0] != all_at_once[0]).any()
     wrong = np.zeros((1, 3), np.float32) if asked is None else None
-    with pytest.raises(ValueError, match="this model takes no conditions" if asked is None else "give conditions"):
+    with pytest.raises(ValueError, match="this model takes no conditions" if asked is None else "give it condition="):
         next(sample(model, [0], wrong))
 
 
