@@ -105,7 +105,7 @@ def test_the_class_from_another_column_by_its_values(tmp_path):
     read = table(tmp_path, "series,x,y,z,texture,class\na,1,2,3,1,x\na,2,2,3,5.0,x\na,3,2,3,4,x\na,4,2,3,,x\n", config)
     assert [lesion.label for lesion in located(read.series["a"])] == ["ground_glass", "solid", "4"]
     assert read.problems == ((5, "class is missing"),)
-    with pytest.raises(ValueError, match="no column texture in its first line to read the classes from$"):
+    with pytest.raises(ValueError, match=r"no column texture in its first line to read the classes from$"):
         table(tmp_path, "series,x,y,z\na,1,2,3\n", config)
 
 
