@@ -10,6 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from data.command import now_and_then, program, progress
+from data.commands.shared import counted
 from gan.commands.sample_request import between_of, models_of, seeds_of, spec_of, warn_of_licence
 from gan.commands.shared import version
 
@@ -70,7 +71,7 @@ def run(options: Namespace) -> int:
         (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     if tally.rejected.total():
         print(tally.words())
-    print(f"{series} series with {len(placed)} synthetic lesions in {options.out}; look at {options.out}/preview.png")
+    print(f"{series} series with {counted(len(placed), 'synthetic lesion')} in {options.out}; look at {options.out}/preview.png")
     out = quote(options.out)
     print(f"next: python -m data prepare {out}/dicom --lesions {out}/annotations.csv --background 0 --out patches")
     return 0

@@ -14,6 +14,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from data.command import now_and_then, progress
+from data.commands.shared import counted
 from gan.commands.shared import content_of, version
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def draw_all(options: Namespace, drawing: Drawing, spec: PatchSpec, formats: Seq
         print(
             f"--trunc {drawing.truncation:g}: samples lie {manifest['truncation']['diversity']:.0%} as far from one another as without it"
         )
-    print(f"{len(drawing.seeds)} synthetic patches in {out}, as {', '.join(['patch folder', *formats])}; look at {out}/preview.png")
+    print(f"{counted(len(drawing.seeds), 'synthetic patch')} in {out}, as {', '.join(['patch folder', *formats])}; look at {out}/preview.png")
     print(f"next: python -m evaluate REAL_PATCHES {quote(str(out))} --out report")
 
 
