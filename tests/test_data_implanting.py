@@ -200,6 +200,22 @@ def test_a_lesion_has_the_noise_of_its_neighbourhood(spacing, blur, own_hu):
         assert after == pytest.approx(around, rel=0.25)
 
 
+@pytest.mark.parametrize(("lung_hu", "soft_hu", "wanted"), [(30, 10, 10), (10, 30, 10), (30, None, 30)])
+def test_noise_is_the_lungs_or_that_of_soft_tissue_in_the_same_slices_where_it_is_less(lung_hu, soft_hu, wanted):
+    """Lung has texture of its own. Soft tissue of other slices, and bone, ten times as noisy, say nothing; where there is none lung does."""
+    volume = lung(noise_hu=lung_hu, blur=0)
+    if soft_hu:
+        noise = np.random.default_rng(3).normal(0, soft_hu, (24, 12, 64))
+        volume.hu[11:13, :12] = np.rint(50 + noise[11:13])  # this and the bone lie beyond the lesion's cube
+        for others in (slice(10), slice(13, None)):
+            volume.hu[others, :12] = np.rint(50 + 10 * noise[others])
+        volume.hu[:, 58:] = np.rint(800 + 10 * noise[:, 6:])
+    hu, one = set_into(bare_scan(volume), placed_at(volume, (11.0, 36.0, 31.0), 14.0))
+    around, _, after = one.noise_hu
+    assert around == pytest.approx(wanted, rel=0.15)
+    assert after == pytest.approx(wanted, rel=0.25)
+
+
 @pytest.mark.parametrize("blur", [0, 0.6, 1.0])
 def test_added_noise_has_the_size_and_the_grain_of_what_is_around(blur):
     volume = lung(noise_hu=25, blur=blur)
