@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from data.files import new_folder
-from data.near_copies import NearCopySearch, best_match
+from data.near_copies import NearCopy, NearCopySearch, best_match
 from data.patches import Patch, PatchFolder, PatchSpec, PatchWriter
 from data.quality import HU_MIN, Quality, Rows, SeriesRow, contact_rows, measure, outside_window, read_skipped, value_quantiles
+from data.quality_figures import FRAME, GAP, contact_sheet, diameter_histograms, picture, value_histograms
+from data.quality_page import _pairs, _scanners, _series_per_patient, _sheets
 from data.quality_summary import confounded, summary_of
 
 WINDOW = (-1000.0, 400.0)
@@ -188,6 +193,71 @@ def test_contact_sheets_spread_over_the_patients(tmp_path):
     shown = contact_rows(rows, "a")
     assert len(set(shown)) == 36
     assert (rows.patient[shown] == "p-x").sum() == 18
+
+
+def decoded(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])
+def test_a_contact_sheet_goes_row_by_row_and_frames_what_it_is_told_to(shape):
+    hu = np.full((5, *shape), 400, np.int16)
+    hu.reshape(5, -1, 4, 5)[:, len(shape) - 2] = np.array([-1000, -650, -300, 50, 400])[:, None, None]  # of cubes the middle slice
+    sheet = decoded(contact_sheet(hu, WINDOW, np.arange(5) == 3, columns=3))
+    assert sheet.shape == (2 * (4 + GAP) + GAP, 3 * (5 + GAP) + GAP, 4)
+    for n, gray in enumerate((0, 64, 128, 191, 255)):
+        top, left = GAP + n // 3 * (4 + GAP), GAP + n % 3 * (5 + GAP)
+        assert (sheet[top : top + 4, left : left + 5] == [gray] * 3 + [255]).all()
+        assert tuple(sheet[top - 1, left + 2]) == (FRAME if n == 3 else (0, 0, 0, 0))
+
+
+def test_classes_sheets_frame_the_patches_that_reach_beyond_the_scan(tmp_path):
+    folder = write(tmp_path / "p", lung((8, 8), 6), "uvwxyz", labels=list("aaaabb"), padded=[0, 0.9, 0, 0.9, 0, 0])
+    sheets = _sheets(folder, measure(folder).rows)
+    assert [(one["label"], one["count"], one["of"], one["patients"], one["framed"]) for one in sheets] == [
+        ("a", 4, 4, 4, 2),
+        ("b", 2, 2, 2, 0),
+    ]
+    orange = [(decoded(one["image"])[0, GAP :: 8 + GAP] == FRAME).all(1).tolist() for one in sheets]
+    assert orange == [[False, True, False, True], [False, False]]
+
+
+def test_pairs_in_different_splits_come_first_and_the_first_patch_is_shown_as_it_matches(tmp_path):
+    folder = write(tmp_path / "p", lung((8, 9), 4), "wxyz", splits=["train", "train", "test", "test"])
+    found = (NearCopy(0, 1, 0.99, ()), NearCopy(0, 2, 0.9, (1,)), NearCopy(1, 3, 0.95, ()))
+    pairs = _pairs(folder, measure(folder).rows, found)
+    assert [(one["first"]["patient"], one["second"]["patient"], one["apart"]) for one in pairs] == [
+        ("p-x", "p-z", True), ("p-w", "p-y", True), ("p-w", "p-x", False),
+    ]  # fmt: skip
+    first, second = (decoded(pairs[1][which]["image"]) for which in ("first", "second"))
+    np.testing.assert_array_equal(first[:, ::-1], decoded(picture(folder.hu([0])[0], WINDOW)))
+    np.testing.assert_array_equal(second, decoded(picture(folder.hu([2])[0], WINDOW)))
+
+
+def test_scanners_and_patients_are_counted_once_each():
+    made = [("A", "p1"), ("A", "p1"), ("A", "p2"), ("B", "p3"), ("B", "p4"), *[("C", "p5")] * 4]
+    series = tuple(SeriesRow(f"s{n}", patient, maker, "", "", None, None, None) for n, (maker, patient) in enumerate(made))
+    assert [(name[0], of, patients) for name, of, patients in _scanners(series)] == [("A", 3, 2), ("B", 2, 2), ("C", 4, 1)]
+    ids, patients = np.array([f"s{n}" for n in range(9)] * 2), np.array([patient for _, patient in made] * 2)  # two patches a series
+    nothing = np.zeros(18)
+    assert _series_per_patient(Rows(nothing, ids, ids, patients, ids, ids, nothing, nothing)) == [(1, 3), (2, 1), (4, 1)]
+
+
+def test_histograms_hold_every_voxel_and_every_lesion(monkeypatch):
+    monkeypatch.setattr("data.quality_figures._saved", lambda figure, axis: axis)
+    counts = np.zeros(1 << 16, np.int64)
+    counts[np.array([-850, 30]) - HU_MIN] = 30_000, 10_000
+    counts[20_000 - HU_MIN] = 1  # a stray voxel, which squeezes nothing
+    (bars,) = value_histograms({"a": counts}, WINDOW, "HU").patches
+    values, edges = bars.get_data()[:2]
+    of = {hu: values[np.flatnonzero((edges[:-1] <= hu) & (hu < edges[1:]))].sum() for hu in (-850, 30)}
+    assert of == {-850: pytest.approx(0.75, abs=1e-4), 30: pytest.approx(0.25, abs=1e-4)}
+    assert edges[0] <= -1000 < 400 <= edges[-1] < 1000
+    mm = {"a": np.array([4.0, 5.0, 6.0] * 100 + [90.0]), "b": np.array([7.0])}
+    bars = [one.get_data() for one in diameter_histograms(mm).patches]
+    assert [one.values.sum() for one in bars] == [301, 1]
+    assert bars[0].values[-1] == 1  # the last holds what is larger
+    assert bars[0].edges[-1] < 10
 
 
 def test_the_page_through_the_command_line(command, tmp_path):
