@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from data.command import program
+from data.command import program, time_left
 
 PACKAGES = {"data", "gan", "evaluate"}
 
@@ -89,6 +89,13 @@ def test_what_to_run_next_is_what_can_be_run_here(tmp_path, monkeypatch):
     assert program("train") == "python train.py"
     monkeypatch.chdir(tmp_path)
     assert program("train") == "python -m train"
+
+
+def test_the_time_left_is_what_the_rest_takes_at_the_pace_so_far(capsys):
+    tell = time_left()
+    for done, seconds in ((0.01, 1), (0.25, 10), (0.5, 20), (0.6, 41), (1, 100)):
+        tell(done, seconds)
+    assert capsys.readouterr().err == "25% done, 0 min 30 s left\n60% done, 0 min 27 s left\n"
 
 
 def started(module: str, folder: Path, *first: Path) -> subprocess.CompletedProcess:
