@@ -9,7 +9,7 @@ import torch
 
 from evaluate.scores import area_under_roc
 from gan import private_trainer
-from gan.canaries import Canaries, WatchedTrainer, attacked, coins, crafted, crafted_pictures, look_every, with_canaries
+from gan.canaries import Canaries, WatchedTrainer, _Attacker, attacked, coins, crafted, crafted_pictures, look_every, with_canaries
 from gan.conditions import Conditions
 from gan.config import NetworkConfig, PrivacyConfig, TrainingConfig
 from gan.privacy import PrivacyPlan
@@ -168,3 +168,25 @@ def test_real_patients_as_canaries_have_as_many_patches_as_they_have():
     assert np.isfinite(moment.gradient_scores).all()
     assert len(moment.critic_scores) == 20
     assert look_every(trainer, canaries) == round((20 + 32) * 4 / 30)
+
+
+def test_a_canarys_score_is_the_mean_of_its_patches_less_synthetic_ones_for_the_same_class():
+    conditions = Conditions(("a", "b"))
+    canaries = Canaries(real_patches(5, seed=6), np.array([0, 0, 1, 2, 2]), conditions.encode(list("abbaa"), [math.nan] * 5))
+    trainer, scores = private(conditions=conditions), []
+    with torch.no_grad():
+        for net in (trainer.average, trainer.critic):
+            for parameter in net.parameters():
+                parameter.mul_(5)
+        for parameter in trainer.generator.parameters():
+            parameter.fill_(math.nan)  # the averaged generator is what is given away
+    attacker = _Attacker(trainer, training_set(conditions), canaries, 1, np.random.default_rng(3))
+    found = attacker.critic_scores()
+    z = torch.from_numpy(np.random.default_rng(3).standard_normal((8, NETWORKS.latent), dtype=np.float32))
+    with torch.no_grad():
+        for patch, condition in zip(torch.from_numpy(canaries.patches), torch.from_numpy(canaries.condition), strict=True):
+            asked = condition[None]
+            synthetic = [trainer.critic(trainer.average(one[None], asked), asked).item() for one in z]
+            scores.append(trainer.critic(patch[None], asked).item() - np.mean(synthetic))
+    np.testing.assert_allclose(found, [np.mean(scores[:2]), scores[2], np.mean(scores[3:])], rtol=1e-3)
+    assert np.isfinite(attacker.synthetic(training_set(conditions))).all()
