@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 
 from data.preprocess import from_unit, to_unit
+from gan import onnx_export
 from gan.conditions import Conditions
 from gan.networks import BatchNorm, Generator, place
 from gan.onnx_export import check_onnx, export_onnx
@@ -154,6 +155,30 @@ def test_a_damaged_or_foreign_file_is_told_in_one_line(tmp_path, capfd):
     with pytest.raises(FileNotFoundError, match="absent"):
         export_onnx(model, WINDOW, tmp_path / "absent" / "generator.onnx", ABOUT)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("by", [1, 2])
+def test_one_pixel_of_any_sample_counts(tmp_path, monkeypatch, by):
+    """Off by 1, as from rounding, it is told; off by 2 the file is another model's, whatever the samples after it are like."""
+    model, file, exact, drawn = model_of(), tmp_path / "generator.onnx", onnx_export._in_hu, []
+    export_onnx(model, WINDOW, file, ABOUT)
+    seeds = range(2 * onnx_export.TILE)
+    agreed = check_onnx(model, file, WINDOW, seeds)
+
+    def first_pixel_off(x, window):
+        hu = exact(x, window)
+        hu[0, 0, 0] += by * (not drawn)
+        drawn.append(hu)
+        return hu
+
+    monkeypatch.setattr(onnx_export, "_in_hu", first_pixel_off)
+    if by == 1:
+        found = check_onnx(model, file, WINDOW, seeds)
+        assert (found.samples, found.largest_hu) == (len(seeds), 1)
+        assert found.equal_share == pytest.approx(agreed.equal_share - 1 / (len(seeds) * 256), abs=1e-9)
+    else:
+        with pytest.raises(ValueError, match="up to 2 HU from what the model draws"):
+            check_onnx(model, file, WINDOW, seeds)
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
