@@ -14,7 +14,7 @@ from gan.checkpoint import load_checkpoint
 from gan.conditions import Conditions, drawing_weights
 from gan.config import NetworkConfig, TrainingConfig
 from gan.networks import BatchNorm
-from gan.not_finite import NotFinite
+from gan.not_finite import NotFinite, first_not_finite, weight_not_finite
 from gan.sampling import TILE, load_model, sample
 from gan.tracker import Tracker
 from gan.trainer import Trainer, TrainingSet, latents
@@ -403,6 +403,20 @@ def test_a_layer_whose_output_is_not_finite_is_named():
             layer.weight.fill_(1e38)  # finite itself
     with pytest.raises(NotFinite, match=r"first seen in layer critic\.layers\.\d;"):
         trainer.update(discs())
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_infinities_are_not_finite_either(bad):
+    net = torch.nn.Sequential(*(torch.nn.Linear(1, 1, bias=False) for _ in range(3)))
+    with torch.no_grad():
+        for layer in net:
+            layer.weight.fill_(2)
+    assert first_not_finite(net, "critic", torch.ones(1, 1)) is None
+    assert first_not_finite(net, "critic", torch.full((1, 1), bad)) == "layer critic.0"
+    with torch.no_grad():
+        net[2].weight.fill_(bad)
+    assert weight_not_finite(net, "critic") == "critic.2.weight"
+    assert first_not_finite(net, "critic", torch.full((1, 1), bad)) == "critic.2.weight"  # a weight explains more than an output
 
 
 def test_steps_that_are_not_finite_can_be_skipped(tmp_path):
