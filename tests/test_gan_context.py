@@ -12,6 +12,7 @@ from gan.config import NetworkConfig, TrainingConfig
 from gan.context import (
     MARGIN_MM,
     REACH,
+    SEEN_MM,
     SOFT_MM,
     Backgrounds,
     ContextGenerator,
@@ -114,6 +115,27 @@ def test_backgrounds_with_room_are_preferred_and_draws_follow_from_the_generator
     assert 0.1 < wall.mean() < 0.4  # half have a wall, half of those flipped away
     with pytest.raises(ValueError, match="no lesion-free patch"):
         Backgrounds(free[:0], None, (32, 32))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_patches_are_flipped_along_each_axis_half_of_the_time(shape):
+    one = np.arange(np.prod(shape), dtype=np.float32).reshape(1, 1, *shape)
+    found = Backgrounds(one, None, shape).flipped(np.random.default_rng(0), np.repeat(one, 1600, 0))
+    turned = np.array(np.unravel_index(found.reshape(1600, -1)[:, 0].astype(int), shape)).T > 0  # what has come to the first corner
+    for axes in np.ndindex(*[2] * len(shape)):
+        mine = (turned == axes).all(1)
+        assert mine.mean() == pytest.approx(0.5 ** len(shape), abs=0.05)  # four deviations
+        assert (found[mine] == np.flip(one, [2 + n for n, flip in enumerate(axes) if flip])).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_critic_sees_composites_as_far_as_real_lesions_and_further_than_they_may_change(shape):
+    free, spacing, diameters = free_patches(3, shape), [0.8] * len(shape), np.array([2.0, 3.0, 4.0])
+    scene = scene_of(free, spacing, diameters)
+    assert_array_equal(scene.support, support(shape, spacing, diameters))
+    assert_array_equal(scene.view, Backgrounds(free, spacing, shape).view(diameters))
+    wider = support(shape, spacing, diameters + 2 * SEEN_MM / REACH)  # by so much on either side
+    np.testing.assert_allclose(scene.view, wider, atol=1e-6)
 
 
 def test_surroundings_are_like_those_of_real_lesions_whatever_lies_in_the_middle():
