@@ -15,10 +15,11 @@ from evaluate.comparison import confused_classes
 from evaluate.config import DetectorConfig, EvaluateConfig
 from evaluate.features import INCEPTION, Extractor, radiomics
 from evaluate.intervals import Floor, Interval
+from evaluate.key_figures import key_figures
 from evaluate.page import to_html
 from evaluate.report import Compared, Distance, Measure
 from evaluate.report_text import conventional_keys, in_lines, to_json, to_markdown
-from evaluate.summary import limits_of
+from evaluate.summary import limits_of, number
 
 WINDOW = (-1000.0, 400.0)
 MEASURE = Measure("radiomics", None, WINDOW, "none", 44, True)
@@ -45,7 +46,7 @@ def test_a_distance_cannot_be_made_without(field):
     ("changes", "message"),
     [
         ({"floor": None}, "floor"), ({"floor": ""}, "floor"), ({"interval": None}, "interval"), ({"synthetic_samples": 0}, "sample counts"),
-        ({"real_samples": 1}, "sample counts"), ({"value": math.nan}, "finite"),
+        ({"real_samples": 1}, "sample counts"), ({"real_patients": 0}, "and its patients"), ({"value": math.nan}, "finite"), ({"value": math.inf}, "finite"),
     ],
 )  # fmt: skip
 def test_a_distance_refuses_what_is_missing(changes, message):
@@ -59,8 +60,9 @@ def test_a_measure_names_its_extractor_and_inception_its_weights():
         replace(MEASURE, extractor="")
     with pytest.raises(ValueError, match="SHA-256"):
         replace(MEASURE, extractor=INCEPTION)
-    with pytest.raises(ValueError, match="window"):
-        replace(MEASURE, window=(400.0, -1000.0))
+    for window in ((400.0, -1000.0), (400.0, 400.0)):
+        with pytest.raises(ValueError, match="window"):
+            replace(MEASURE, window=window)
 
 
 def test_only_inception_is_called_fid():
@@ -131,6 +133,7 @@ def test_json_has_conventional_keys_for_inception_alone(audited):
     fid = next(d for d in report.distances if d.metric == "frechet" and d.measure.extractor == INCEPTION and d.reference == "held-out")
     assert plain["frechet_inception_distance"] == fid.value
     assert {"kernel_inception_distance_mean", "kernel_inception_distance_std", "precision", "recall", "density", "coverage"} <= set(plain)
+    assert (plain["kernel_inception_distance_mean"], plain["kernel_inception_distance_std"]) == report.kernel_over_subsets
     assert all(d["measure"]["window"] == [-1000, 400] and d["floor"] for d in plain["distances"])
     without = replace(report, distances=tuple(d for d in report.distances if d.measure.extractor != INCEPTION))
     assert conventional_keys(without) == {}
@@ -174,6 +177,15 @@ def test_words_follow_the_numbers(audited):
     gray = replace(report, compared=replace(report.compared, unit="gray", spacing_mm=None))
     assert any("gray levels" in limit for limit in limits_of(gray))
     assert any("pixels" in limit for limit in limits_of(gray))
+
+
+def test_the_figures_in_markdown_have_their_intervals_and_the_sets_their_hashes(audited):
+    report, _ = audited
+    text, known = to_markdown(report), [(name, one) for name, one in key_figures(report).items() if one.low is not None]
+    assert len(known) > 5
+    for name, one in known:
+        assert f"| {name} | {number(one.value)} | {number(one.low)} to {number(one.high)} |\n" in text
+    assert text.endswith(f"content hashes: real {'a' * 64}, synthetic {'b' * 64}.\n")
 
 
 def test_attributes_that_were_never_measured_do_not_break_the_page(audited):
