@@ -20,6 +20,7 @@ from evaluate.detector import (
     run_detector,
     scores_of,
 )
+from evaluate.detector_store import DetectorStore, content_hash
 from evaluate.scores import choose_threshold, summarise
 
 WINDOW = (-1000.0, 400.0)
@@ -225,6 +226,20 @@ def test_what_is_kept_serves_only_what_it_was_trained_for(tmp_path):
         file.write_bytes(file.read_bytes()[:-100])
     assert trained(train, validation, test, synthetic) == both  # damaged ones are replaced
     assert trained(train, validation, test, synthetic) == []
+
+
+def test_a_content_hash_tells_values_shapes_and_types_apart():
+    x = np.arange(6, dtype=np.int16)
+    some = [x, x.reshape(2, 3), x.reshape(3, 2), x.reshape(2, 3).T, x.astype(np.int32), x.view(np.uint16), x[::-1]]
+    assert len({content_hash(one) for one in some}) == len(some)
+    assert all(content_hash(one) == content_hash(np.ascontiguousarray(one)) for one in some)  # wherever they lie in memory
+
+
+def test_what_was_saved_is_found_by_its_settings_in_any_order(tmp_path):
+    store = DetectorStore(tmp_path / "kept")
+    store.save({"steps": 10, "arm": {"name": "real", "share": 0.0}}, {"scores": np.arange(3.0)})
+    np.testing.assert_array_equal(store.load({"arm": {"share": 0.0, "name": "real"}, "steps": 10})["scores"], np.arange(3.0))
+    assert store.load({"steps": 11, "arm": {"name": "real", "share": 0.0}}) is None
 
 
 def test_an_ensemble_is_the_mean_of_its_seeds_with_a_threshold_of_its_own():
