@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from evaluate.artefacts import checkerboard, find_artefacts, noise_power
 from evaluate.figures import noise_and_gray_levels
-from evaluate.gray_levels import affine_map, gray_levels, gray_map, quantiles, window_ends
+from evaluate.gray_levels import QUANTILES, affine_map, gray_levels, gray_map, quantiles, window_ends
 from evaluate.halvings import Halvings
 from evaluate.spectra import band_edges, noise_power_spectrum, upsampling_frequencies, upsampling_peaks, wave_amplitude
 
@@ -176,7 +176,46 @@ def test_a_voxel_that_three_unseen_patients_could_explain_is_no_artefact(sets):
     some[:5, 0, 0] = 400  # 2.5 % of patches, where none of 40 patients has one: 3 in 40 are 7.5 %
     many[:100, 0, 0] = 400
     assert not window_ends(real, some, WINDOW, halvings).differs
+    _, high, _ = window_ends(real, some, WINDOW, halvings).shares
+    assert high.excess == pytest.approx((5 / 200) / (3 / 40))
     assert window_ends(real, many, WINDOW, halvings).differs
+
+
+def test_quantiles_spread_a_levels_voxels_over_its_hu():
+    levels = np.arange(-2.0, 3.0)
+    assert quantiles(levels, np.array([0, 0, 1, 0, 0])) == pytest.approx(QUANTILES - 0.5)
+    assert quantiles(levels, np.ones(5)) == pytest.approx(5 * QUANTILES - 2.5)
+
+
+@pytest.mark.parametrize("end", WINDOW)
+def test_saturated_voxels_are_no_steps_of_gray(sets, end):
+    real, synthetic = sets
+    halvings = Halvings.draw(PATIENTS, len(real), len(synthetic), np.random.default_rng(0))
+    saturated = synthetic.copy()
+    saturated[:, :16] = end
+    rest, half = (gray_levels(real, one, WINDOW, halvings) for one in (synthetic[:, 16:], saturated))
+    assert half.synthetic_comb == pytest.approx(rest.synthetic_comb, abs=1e-3)
+    assert not half.differs
+
+
+def test_halves_are_of_patients_and_the_second_has_no_more_patches_than_synthetic_ones():
+    drawn = Halvings.draw(PATIENTS, 160, 10, np.random.default_rng(0), draws=20)
+    assert drawn.first.shape == drawn.second.shape == (20, 160)
+    assert drawn.patients == 40
+    for first, second in zip(drawn.first, drawn.second, strict=True):
+        assert ((first > 0).sum(), (second > 0).sum()) == (80, 10)
+        assert (first.sum(), second.sum()) == (pytest.approx(1), pytest.approx(1))
+        assert not set(PATIENTS[first > 0]) & set(PATIENTS[second > 0])
+    with pytest.raises(ValueError, match="40 real patients and 7 synthetic patches"):
+        Halvings.draw(PATIENTS, 160, 7, np.random.default_rng(0))
+
+
+def test_a_floor_is_the_largest_excursion_of_any_number_in_the_spread_of_each():
+    drawn, values = Halvings.draw(PATIENTS, 160, 100, np.random.default_rng(0)), np.random.default_rng(1).normal(size=(160, 3)) * [1, 10, 0]
+    found = [[one @ values[:, n] - other @ values[:, n] for one, other in zip(drawn.first, drawn.second, strict=True)] for n in range(3)]
+    spreads = [np.sqrt(np.mean(np.square(one))) for one in found]
+    largest = max(abs(one) / spread for ones, spread in zip(found, spreads, strict=True) if spread for one in ones)
+    assert drawn.floor(values) == pytest.approx([spread * largest for spread in spreads])
 
 
 def test_more_real_voxels_outside_the_window_are_no_artefact(sets):
