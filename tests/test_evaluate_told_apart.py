@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from evaluate import told_apart
 from evaluate.classic import augment_turns
@@ -158,6 +159,17 @@ def test_areas_are_of_pairs_within_folds_and_their_interval_is_of_patients():
     assert interval.low < area < interval.high
 
 
+def test_what_trainings_differ_by_is_students_interval_of_their_mean():
+    """Half of the trainings tell all composites, half none, whichever patients are drawn."""
+    composite = np.arange(60) % 2 == 0
+    scores = np.where(np.arange(16)[:, None] % 2, composite, 0.0)
+    area, interval = area_within_folds(scores, composite, np.zeros(60, int), np.arange(60), np.random.default_rng(0), 20_000)
+    assert area == 0.75
+    areas = np.tile([0.5, 1.0], 8)
+    wanted = stats.t.interval(0.95, 15, areas.mean(), stats.sem(areas))
+    assert (interval.low, interval.high) == pytest.approx(wanted, abs=0.01)
+
+
 def test_intervals_hold_a_half_where_scores_mean_nothing():
     """Of 200 sets of 30 patients, 190 are expected; fewer than 178 have a chance of 0.1 %."""
     names, fold = np.repeat(np.arange(30), 4), np.repeat(np.arange(30) % 3, 4)
@@ -194,3 +206,6 @@ def test_what_does_not_fit_is_refused():
         told(real, Shown(composites.hu[:12], composites.patients[:12]))
     with pytest.raises(ValueError, match="12 patients have no fold"):
         told(real, composites, fold_of=deal_folds(real.patients, real.patients, 2, np.random.default_rng(0)))
+    together = {name: int(name == "q0") for name in deal_folds(real.patients, composites.patients, 2, np.random.default_rng(0))}
+    with pytest.raises(ValueError, match=r"real lesions of .* got 2 folds, 12 patients, \d+ and 0;"):
+        told(real, composites, fold_of=together)
