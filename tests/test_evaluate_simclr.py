@@ -245,11 +245,12 @@ def test_one_patient_is_nothing_to_learn_from():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A patch folder "patches" of 40 training patches of 10 patients, and 4 of a patient of the test split."""
+    """A patch folder "patches" of 40 training patches of 10 patients, and 4 of a patient of each other split."""
     (tmp_path / "patches").mkdir()
     writer = PatchWriter(tmp_path / "patches", PatchSpec((16, 16), (0.7, 0.7), WINDOW, ("lesion",)))
-    for n, hu in enumerate(discs_and_bars(44, 0)[0]):
-        writer.add(Patch(hu, f"{n // 4:016x}", "0" * 12, "lesion", split="train" if n < 40 else "test"))
+    splits = ["train"] * 10 + ["validation", "test"]
+    for n, hu in enumerate(discs_and_bars(48, 0)[0]):
+        writer.add(Patch(hu, f"{n // 4:016x}", "0" * 12, "lesion", split=splits[n // 4]))
     writer.finish()
     return PatchFolder.open(tmp_path / "patches")
 
