@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.patches import Patch, PatchFolder, PatchSpec, PatchWriter
-from evaluate.__main__ import read_cohort
+from evaluate.__main__ import _check_origin, read_cohort
 
 WINDOW = (-1000.0, 400.0)
 
@@ -268,6 +268,14 @@ def test_refuses_samples_of_other_patients_and_damaged_words_on_them(command, tm
     done = command("evaluate", real, generated, "--out", "report")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "trained on another patch folder" in done.err or "not as sample.py wrote it" in done.err
+
+
+def test_samples_of_these_patients_and_other_real_patients_are_let_through(tmp_path):
+    real, generated = (PatchFolder.open(one) for one in (write(tmp_path / "real", {"train": 1}), synthetic(tmp_path / "generated", 1)))
+    mine = real.content_hash
+    for drawn in ({}, {"trained_on_sha256": mine}, {"models": [{"trained_on_sha256": mine}, {"trained_on_sha256": None}]}):
+        _check_origin(drawn, real, generated)
+    _check_origin({}, real, PatchFolder.open(write(tmp_path / "others", {"train": 1}, seed=1)))  # which a note tells
 
 
 @pytest.mark.usefixtures("no_figures")
