@@ -269,6 +269,21 @@ def test_two_processes_make_the_same_folder(command, patches):
     assert PatchFolder.open("by-1").content_hash == PatchFolder.open("by-2").content_hash
 
 
+def test_every_option_sets_the_change_of_its_name(command, patches, monkeypatch):
+    found = []
+
+    def caught(_source, _folder, config, *_rest):
+        found.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("data.augment_folder.augment_folder", caught)
+    given = {"rotate_deg": 3.0, "crop": 0.01, "noise_hu": 4.0, "blur_mm": 0.2, "sharpen": 0.3, "hu_shift": 5.0, "hu_scale": 0.02}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    done = command("data", "augment", "patches", "--out", "out", "--no-turn", "--zoom", "0.9,1.2", *options)
+    assert (done.code, done.err) == (2, "error: enough\n")
+    assert found == [AugmentConfig(turn=False, zoom=(0.9, 1.2), **given)]
+
+
 def test_options_reach_the_changes(command, patches):
     still = [f"--{name}=0" for name in ("rotate-deg", "crop", "noise-hu", "blur-mm", "sharpen", "hu-scale")]
     done = command("data", "augment", "patches", "--out", "out", "--no-flip", "--no-turn", "--zoom", "1,1", "--hu-shift", 30, *still)
