@@ -2,8 +2,9 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from gan.commands.distil import _distance
 from gan.conditions import Conditions
 from gan.distillation import costs, distil, draw, multiply_adds
 from gan.networks import Generator, UpsamplingConvolution
-from gan.sampling import Model, generate, load_model
+from gan.sampling import TILE, Model, generate, load_model
 
 NOTHING = Conditions()
 ASKED = Conditions(("ground_glass", "solid"), diameter=True)
@@ -106,6 +107,16 @@ def test_multiply_adds_counted_by_hand():
     assert multiply_adds(Generator((16, 16), 4, 4)) == 4 * 128 + 16 * 8 * 4 * 16 + 64 * 4 * 16
     assert multiply_adds(Generator((16, 16), 4, 4, 7)) == 11 * 128 + 16 * 8 * 4 * 16 + 64 * 4 * 16
     assert multiply_adds(Generator((16, 16, 16), 4, 4)) == 4 * 512 + 64 * 8 * 4 * 64 + 512 * 4 * 64
+
+
+def test_a_cost_is_the_fastest_round_per_sample_and_ratios_are_the_teachers_over_the_students(monkeypatch):
+    ticks = iter([0.0, 0.64, 10.0, 10.32, 20.0, 21.0])  # three rounds of 32 samples
+    monkeypatch.setattr(distillation, "time", SimpleNamespace(perf_counter=ticks.__next__))
+    (cost,) = costs(model_of(Generator((16, 16), 4, 4), NOTHING), rounds=3)
+    assert cost.ms == pytest.approx(1000 * 0.32 / TILE)
+    student = replace(cost, channels=2, parameters=cost.parameters // 4, ms=cost.ms / 5)
+    last = distillation.table(cost, student).splitlines()[-1]
+    assert last.split() == f"| ratio | 2.0 | {cost.parameters / student.parameters:.1f} | 1.0 | 5.0 |".split()
 
 
 def test_a_model_is_no_distance_from_itself_but_other_samples_are(tmp_path, small_set):
