@@ -107,7 +107,7 @@ class PatchFolder:
         path = Path(path)
         if not path.is_dir():
             raise FileNotFoundError(
-                f"{path}: no such patch folder; python -m data prepare makes one from scans, sample.py one of synthetic patches"
+                f"{path}: no such patch folder; python -m data prepare makes one from scans, import one from pictures, sample.py one of synthetic patches"
             )
         try:
             meta = json.loads((path / "dataset.json").read_text(encoding="utf-8"))

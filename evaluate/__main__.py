@@ -32,7 +32,8 @@ DESCRIPTION = """Judge synthetic lesion patches: how good, how new, how useful.
   python -m evaluate froc --help          a detector of your own on whole scans: free-response ROC and LUNA16's score
   python -m evaluate privacy --help       attack a run: does it keep what differential privacy promises?
 
-REAL is a patch folder of `python -m data prepare`, SYNTHETIC one of `python sample.py`. Quality is judged against the patients
+REAL is a patch folder of `python -m data prepare`, SYNTHETIC one of `python sample.py`, or of another generator's pictures by
+`python -m data import --synthetic true`. Quality is judged against the patients
 of REAL's test split, whom the generator never saw; copies are looked for among its training patients. In the folder --out:
   report.html   to read: four verdicts (quality, memorisation, usefulness, privacy) with evidence and doubt; pictures, distances, copies, detector
   report.md     verdicts and figures, for a ticket
@@ -203,6 +204,7 @@ def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[C
         if len(one) < 2:
             raise ValueError(
                 f"{folder.path}: {len(one)} {name} lesion patches, and 2 or more are needed; check the split and class columns of its patches.csv"
+                + (f" ({real.background} is the lesion-free class)" if real.background in folder.classes else "")
             )
     free = [real.background] if real.background is not None else []
     validation_split = "test" if held_out_split == "validation" else "validation"
@@ -215,6 +217,10 @@ def read_cohort(real: PatchFolder, synthetic: PatchFolder, seed: int) -> tuple[C
         notes.append(
             "The second folder says that its patches are real: where this report says synthetic, read the real lesions of its "
             f"{generated_from}."
+        )
+    if others := sorted(set(generated.labels.tolist()) - set(lesions)):
+        notes.append(
+            f"No real lesion here is of class {', '.join(others)}: synthetic ones of it count as lesions, and are not compared by class."
         )
     compared = Compared(
         training=training.size,
@@ -252,7 +258,8 @@ def _check_comparable(real: PatchFolder, synthetic: PatchFolder) -> None:
     if name := real.spec.misfit(synthetic.spec):
         told, ours, theirs = name.replace("_mm", " (mm)"), getattr(real, name), getattr(synthetic, name)
         raise ValueError(
-            f"real and synthetic patches differ in {told}: {ours} and {theirs}; evaluate against the folder that the generator was trained on"
+            f"real and synthetic patches differ in {told}: {ours} and {theirs}; evaluate against the folder that the generator was trained on, or "
+            "import pictures again by the real folder's --size, --window and --spacing"
         )
 
 

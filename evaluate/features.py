@@ -237,7 +237,9 @@ def _tensors_of(path: Path):
             warnings.simplefilter("ignore")
             weights = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many kinds on what is no pickle
-        raise ValueError(f"{path}: not a weights file ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(
+            f"{path}: not a weights file, a state dict saved by torch ({type(error).__name__}); a TorchScript file goes with --torchscript"
+        ) from None
     if not isinstance(weights, dict):
         raise ValueError(f"{path}: holds a {type(weights).__name__}, expected a state dict of tensors")
     return weights

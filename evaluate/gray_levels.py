@@ -169,7 +169,7 @@ def gray_levels(real: NDArray, synthetic: NDArray, window: tuple[float, float], 
 
     # One bar for all steps: where the whole real set has nothing, its two halves have the same by construction.
     floor = float(halvings.floor(r, lambda a, b: np.abs(combs(b) - combs(a)).max(1, keepdims=True))[0])
-    found = [combs(one.mean(0, keepdims=True))[0] for one in (r, s)]
+    found = [np.maximum(combs(one.mean(0, keepdims=True))[0], 0) for one in (r, s)]  # a gap in the line is no comb
     top = int(np.argmax(np.abs(found[1] - found[0])))
     step = float(1 / cycles[sought][top])
     counts = [_distinct(levels, one.mean(0)) for one in (r, s)]

@@ -56,12 +56,13 @@ def _figures(report: Report) -> Iterator[tuple[str, Figure]]:
 def _of_distance(name: str, d: Distance) -> Iterator[tuple[str, Figure]]:
     better: Better = "higher" if d.metric in ("precision", "recall", "coverage") else "neither" if d.metric == "density" else "lower"
     yield name, _with_interval(d.value, d.interval if isinstance(d.interval, Interval) else None, better)
-    if isinstance(d.floor, Floor) and d.floor.value > 0 and better == "lower":
+    if isinstance(d.floor, Floor) and d.floor.low > 0 and better == "lower":  # how many times something near 0 says nothing
         yield f"{name}.over_floor", Figure(d.floor.synthetic_value / d.floor.value, better="lower")
 
 
 def _of_memorisation(found: MemorisationResult) -> Iterator[tuple[str, Figure]]:
     yield "memorisation.copies", Figure(len(found.copies), better="lower")
+    yield "memorisation.held_out_copies", Figure(len(found.held_out_copies), better="lower")
     yield "memorisation.duplicates", Figure(len(found.duplicates), better="lower")
     yield "memorisation.authenticity", Figure(found.authenticity)
     if found.data_copying is not None:
@@ -89,7 +90,7 @@ NAME = r"[\w.+:/\- ]+?"
 GATE = re.compile(rf"\s*({NAME})\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 KNOWN = re.compile(
     rf"(class\.{NAME}\.)?({'|'.join(get_args(Metric))})\.{NAME}|attributes\.differing|detector\.(delta\.)?({'|'.join(METRICS)})"
-    r"|memorisation\.(copies|duplicates|authenticity|data_copying|membership\.(auroc|tpr))"
+    r"|memorisation\.(copies|held_out_copies|duplicates|authenticity|data_copying|membership\.(auroc|tpr))"
 )
 """The figures that a report may have."""
 COMPARE: Mapping[str, Callable[[float, float], bool]] = {
@@ -127,7 +128,7 @@ class Gate:
                 raise ValueError(
                     f"--fail-if {text!r}: no figure has that name; a report has, such as there are data for, METRIC.FAMILY and "
                     "class.NAME.METRIC.FAMILY (such as frechet.radiomics, coverage.inception-v3), attributes.differing, memorisation.copies, "
-                    ".duplicates, .authenticity, .data_copying, .membership.auroc, .membership.tpr, detector.METRIC, detector.delta.METRIC "
+                    ".held_out_copies, .duplicates, .authenticity, .data_copying, .membership.auroc, .membership.tpr, detector.METRIC, detector.delta.METRIC "
                     f"(METRIC: {', '.join(METRICS)}), and verdict.{', .'.join(get_args(Part))}"
                 )
             try:

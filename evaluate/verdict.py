@@ -50,7 +50,7 @@ HEADLINES: dict[tuple[Part, Level], str] = {
     ("quality", "unknown"): "Cannot be judged",
     ("memorisation", "good"): "No copies of training patients were found",
     ("memorisation", "doubt"): "Leans towards its training patients",
-    ("memorisation", "bad"): "Contains copies of training patients",
+    ("memorisation", "bad"): "Contains copies of patients",
     ("memorisation", "unknown"): "Was not looked for",
     ("usefulness", "good"): "A detector got better",
     ("usefulness", "doubt"): "No gain for a detector was shown",
@@ -245,7 +245,9 @@ def _memorisation(report: Report) -> Verdict:
             doubt.append(
                 "None of these is equal voxel for voxel. Up to one in twenty sets without copies raises a false alarm, so look at the pairs."
             )
-    else:
+    if found.held_out_copies:
+        findings.append(Finding("copies_of_held_out", True, _listed("held-out", found.held_out_copies)))
+    if not found.copies:
         evidence.append(
             "Each synthetic patch that was compared was laid over every such training patch (mirrored, turned by right angles, moved, with another contrast). "
             "None fits nearer than chance explains."
@@ -276,6 +278,9 @@ def _memorisation(report: Report) -> Verdict:
         )
     if m is None:
         doubt.append("Without held-out patients, a generator that leans on its training patients without copying them is not noticed.")
+    doubt.append(
+        "Copies are looked for among the lesions of training and held-out patients: not among validation patients', nor lesion-free patches."
+    )
     doubt.append("A picture that is no copy may still keep what identifies a patient. Only differential privacy bounds that.")
     if found.duplicates:
         doubt.append(

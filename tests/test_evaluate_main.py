@@ -214,6 +214,38 @@ def test_a_page_without_real_patches_shows_no_copy_of_one_either(command, tmp_pa
     assert not [one for one in copies if f"Synthetic patch {one}" in page]
 
 
+def test_a_class_that_no_real_lesion_has_is_told(tmp_path):
+    real, generated = write(tmp_path / "real", COHORT), tmp_path / "generated"
+    generated.mkdir()
+    writer = PatchWriter(generated, PatchSpec((16, 16), (0.7, 0.7), WINDOW, ("nodule", "tumor"), origin="synthetic"))
+    for n, label in enumerate(("tumor", "nodule", "tumor")):
+        writer.add(Patch(np.full((16, 16), n, np.int16), f"s-{n}", "s", label, split="synthetic"))
+    writer.finish()
+    _, notes = read_cohort(PatchFolder.open(real), PatchFolder.open(generated), 0)
+    assert [note for note in notes if "of class tumor" in note]
+    _, notes = read_cohort(PatchFolder.open(real), PatchFolder.open(synthetic(tmp_path / "usual")), 0)
+    assert not [note for note in notes if "of class" in note]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_copies_of_held_out_patients_are_listed_too(command, tmp_path):
+    real, generated = PatchFolder.open(write(tmp_path / "real", COHORT)), tmp_path / "generated"
+    generated.mkdir()
+    writer = PatchWriter(generated, PatchSpec(real.shape, real.spacing_mm, real.window, ("nodule",), origin="synthetic"))
+    rows = real.select(splits=["test"], classes=["nodule"])[:12]
+    for n, hu in enumerate(real.hu(rows)):
+        writer.add(Patch(hu[:, ::-1], f"s-{n}", "s", "nodule", split="synthetic"))
+    writer.finish()
+    gate = ("--fail-if", "memorisation.held_out_copies > 0", "--fail-if", "verdict.memorisation != bad")
+    done = command("evaluate", real.path, generated, "--out", "report", "--detector.run", "false", "--draws", "20", *gate)
+    assert (done.code, done.err.count("failed: ")) == (1, 1)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Suspected copies of held-out patches" in page
+    assert "which nobody copied" not in page
+    for id_ in real.rows.names("id", rows):
+        assert f"<td>{id_}</td>" in page
+
+
 def test_a_misspelt_gate_is_told_before_the_work(command, tmp_path):
     real, generated = write(tmp_path / "real", COHORT), synthetic(tmp_path / "generated")
     for gate in ("verdict.qualty == bad", "verdict.quality == Bad", "frechet.radiomics > nan"):

@@ -171,6 +171,7 @@ FOUND = [
     ("repeats", "quality", True, with_memorisation(repeats=1)),
     ("copies_of_held_out", "quality", True, with_memorisation(held_out_copies=(COPY,))),
     ("copies_of_held_out", "privacy", True, with_memorisation(held_out_copies=(COPY,))),
+    ("copies_of_held_out", "memorisation", True, with_memorisation(held_out_copies=(COPY,))),
     ("copies_of_training", "memorisation", True, with_memorisation(copies=(COPY,))),
     ("copies_of_training", "privacy", True, with_memorisation(copies=(COPY,))),
     ("membership", "memorisation", False, with_memorisation(membership=Membership(0.6, Interval(above(0.5), 0.7), 0.01, 100, 80, "few"))),
@@ -376,6 +377,8 @@ def test_a_distance_is_a_figure_beside_its_floor_at_the_same_size(metric, better
     found = dict(_of_distance("x", replace(distance(metric, floor=floor), value=9.0)))
     assert found.pop("x") == Figure(9.0, 0, 9, better)
     assert found == ({"x.over_floor": Figure(2.0, better="lower")} if better == "lower" else {})
+    near_0 = distance(metric, floor=replace(floor, low=-0.1))  # an unbiased kernel distance has such floors: no number of times
+    assert list(dict(_of_distance("x", near_0))) == ["x"]
 
 
 def test_a_figure_that_is_no_number_fails_its_gate():

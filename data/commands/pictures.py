@@ -16,7 +16,8 @@ with one folder of PNG or JPEG files a class.
 Whose a picture is, *_groups or --separator say; --patients each says that every other one is another patient's.
 Without, the patients are not known: splits may share some, and no private run takes the folder.
 
---window says which HU black and white stand for. Without it the gray levels are kept, marked as not HU.
+--window says which HU black and white (255, or 65535 of 16 bits) stand for. Without it the gray levels are kept, marked as not HU.
+Pictures are numbered in the order of their names as text (1, 10, 2), class by class; that number, from 0, is a patch's id.
 
   python -m data import luna16_patches.npz --out patches --window -1000,400 \\
          --classes non-nodule,nodule --background non-nodule --size 32

@@ -68,7 +68,9 @@ def draw_all(options: Namespace, drawing: Drawing, spec: PatchSpec, formats: Seq
         print(
             f"--trunc {drawing.truncation:g}: samples lie {manifest['truncation']['diversity']:.0%} as far from one another as without it"
         )
-    print(f"{counted(len(drawing.seeds), 'synthetic patch')} in {out}, as {', '.join(['patch folder', *formats])}; look at {out}/preview.png")
+    print(
+        f"{counted(len(drawing.seeds), 'synthetic patch')} in {out}, as {', '.join(['patch folder', *formats])}; look at {out}/preview.png"
+    )
     print(f"next: python -m evaluate REAL_PATCHES {quote(str(out))} --out report")
 
 
