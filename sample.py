@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import lesiongan  # noqa: F401  first: it ends with one line where another's package has the name of one of these
 from data.command import command_parser, run_command
 from gan.commands import sample_into, sample_verify
-from gan.commands.sample_request import drawing_of, models_of, spec_of
+from gan.commands.sample_request import drawing_of, models_of, spec_of, warn_of_licence
 from gan.commands.sample_writing import draw_all, processes_of
 from gan.commands.shared import version
 
@@ -65,6 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     processes = processes_of(options)  # before models are placed: each process has a GPU of its own
     try:
         drawing, spec = drawing_of(options)
+        if not processes or processes.first:
+            warn_of_licence(drawing.models)
         _check_formats(formats, spec)
         draw_all(options, drawing, spec, formats, processes)
     finally:

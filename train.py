@@ -102,6 +102,8 @@ def main(arguments: Sequence[str]) -> int:
     trained_on = _trained_on(folder, training_set, private)
     backgrounds, backgrounds_hash = _backgrounds(folder, options.context) if context else (None, None)
     encoder, start = _others_weights(options, len(folder.shape))
+    if private and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(f"{trained_on['patients']} training patients; solving for the noise that keeps the budget ...", flush=True)
     plan = _plan(options, folder, trained_on["patients"], start) if private or options.privacy.dry_run else None
     config = {
         "networks": asdict(options.networks), "training": asdict(options.training), "privacy": asdict(options.privacy),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 In = TypeVar("In")
@@ -105,6 +108,14 @@ def _as_worker() -> None:
     """An interrupt is the parent's to handle; the workers are told when to stop. SIGTERM, which batch systems send to all, is not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _told_to_end)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess | None) -> None:
+    """A parent that was killed tells nobody, and its workers would wait for work for good."""
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _told_to_end(*_: object) -> None:
@@ -133,7 +144,11 @@ def _on_cluster(
         from distributed import Client, KilledWorker
     except ImportError:
         raise ValueError("--scheduler needs Dask: pip install 'lesiongan[cluster]'") from None
-    with Client(scheduler, timeout="10s", set_as_default=False) as client:
+    try:
+        connected = Client(scheduler, timeout="10s", set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise OSError(f"{scheduler}: no Dask scheduler answers there ({error}); start one (dask scheduler), or mend its address") from None
+    with connected as client:
         futures = client.map(function, inputs, pure=False)
         try:
             for one, future in zip(inputs, futures, strict=True):

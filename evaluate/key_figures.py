@@ -146,7 +146,8 @@ class Gate:
             return f"{self.text}: it is {level}" if (level == self.bound) == (self.sign == "==") else None
         value = _value_of(self.name, figures)
         if value is None or math.isnan(value):
-            return f"{self.text}: not measured; there are {', '.join(figures)}"
+            weights = "; it takes --inception-weights FILE" if "inception" in _full(self.name) else ""
+            return f"{self.text}: not measured{weights}; report.json has, under figures, {len(figures)} that were, such as {', '.join([*figures][:3])}"
         return f"{self.text}: it is {value:.4g}" if COMPARE[self.sign](value, float(self.bound)) else None
 
 

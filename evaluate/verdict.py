@@ -111,7 +111,7 @@ def _quality(report: Report) -> Verdict:
             "unknown",
             [],
             [],
-            [f"{report.compared.synthetic.patches} synthetic patches are too few to tell anything; draw more."],
+            [f"{report.compared.synthetic.patches} synthetic patches are too few to tell anything, {FEW_PATCHES} are needed; draw more."],
         )
     findings = [
         *_repeated(report.memorisation), *(one for d in judged if (one := _distant(d))), *_narrow(judged), *_exchanged(report),

@@ -84,7 +84,7 @@ def check_request(request: Request, conditions: Conditions) -> None:
     named = [*filter(None, request.fill or ()), *([request.label] if request.label not in ("natural", "balanced") else [])]
     for name in named:
         if name not in known:
-            raise ValueError(f"--class {name}: this model can be asked for {', '.join(known) or 'no class'}")
+            raise ValueError(f"--class {name}: this model can be asked for {', '.join(known) or 'no class; leave --class out'}")
         if request.like is not None and not (request.like.labels == name).any():
             raise ValueError(f"--class {name}: there is no lesion of it to match")
     if request.like is not None and known:

@@ -81,6 +81,7 @@ def write_model_card(
     asked_for = ", ".join([*conditions.classes, *["a diameter in mm"] * conditions.diameter])
     of_all = "" if checkpoint.privacy_spent or checkpoint.step >= training.steps else f" of {training.steps}"
     low, high = trained_on["window"]
+    spacing = f"{trained_on['spacing_mm']} mm" if trained_on["spacing_mm"] else "unknown"
     counts = ", ".join(f"{name} {count}" for name, count in trained_on.get("class_counts", {}).items())
     patches = (
         f"{trained_on['patches']} patches of {trained_on['patients']} patients ({counts})"
@@ -102,13 +103,15 @@ def write_model_card(
             "anatomy around them is whatever it is given, as it is. A guarantee below covers the lesions, not that anatomy."
         )
     settings = {k: v for k, v in asdict(training).items() if k not in MAY_CHANGE}
+    if private:  # its critic steps, and what they are made of, are the budget's
+        settings = {"generator's batch": settings.pop("batch"), **{k: v for k, v in settings.items() if k != "n_critic"}}
     card = f"""# Model card
 
 A WGAN-GP (Gulrajani et al. 2017) that draws {drawn}
 
 - model: SHA-256 {checkpoint.model_hash}, step {checkpoint.step}{of_all}; {chosen}
 - trained on: {patches};
-  {" x ".join(map(str, trained_on["shape"]))} pixels, spacing {trained_on["spacing_mm"] or "unknown"} mm, window {low:g} to {high:g} {trained_on["unit"]}{content}
+  {" x ".join(map(str, trained_on["shape"]))} pixels, spacing {spacing}, window {low:g} to {high:g} {trained_on["unit"]}{content}
 - licence or terms of the data: {licence_of(trained_on)}
 - can be asked for: {asked_for or "nothing; it draws all classes as one"}
 - training: {", ".join(f"{name} {value}" for name, value in settings.items())}

@@ -271,6 +271,10 @@ def test_class_folders_of_png_and_jpeg_by_patient(command, tmp_path):
     done = command("data", "import", "tree", "--out", "p", "--window", "-1000,400", "--separator", "_", "--size", 8)
     assert done.code == 0, done.err
     folder = PatchFolder.open("p")
+    for wrong in ("-", "@@", "pat"):  # every picture would be of another patient, and known to be
+        done = command("data", "import", "tree", "--out", "q", "--separator", wrong)
+        assert (done.code, done.err.count("\n"), "which --separator says" in done.err) == (2, 1, True), done.err
+    assert not (tmp_path / "q").exists()
     assert folder.classes == ("cystic", "solid")
     assert folder.shape == (8, 8)
     assert len({row.patient for row in folder.rows}) == 4

@@ -2,12 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from data.parallel import map_processes, work_ahead
 
@@ -29,6 +33,33 @@ def test_an_input_that_kills_its_process_costs_only_its_own_result():
 def test_without_a_result_for_the_dead_it_is_one_line():
     with pytest.raises(OSError, match="a worker process was killed"):
         list(map_processes(square_or_die, [2, 1], 2))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_workers_end_with_a_parent_that_was_killed():
+    code = "import time; from data.parallel import map_processes; list(map_processes(time.sleep, [60, 60], 2))"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+
+    def at_work() -> list[Path]:
+        return [
+            place
+            for place in map(Path, (f"/proc/{pid}" for pid in listed.read_text().split()))
+            if b"spawn_main" in (place / "cmdline").read_bytes()
+        ]
+
+    def until(reached) -> None:
+        deadline = time.monotonic() + 60
+        while not reached():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    until(lambda: len(at_work()) == 2)
+    workers = at_work()
+    until(lambda: all(len(list((worker / "task").iterdir())) > 1 for worker in workers))  # they watch
+    parent.kill()
+    parent.wait()
+    until(lambda: not any(worker.exists() and (worker / "cmdline").read_bytes() for worker in workers))
 
 
 def slow_for_even(n):

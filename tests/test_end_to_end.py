@@ -299,7 +299,10 @@ def test_a_run_can_start_from_anothers_weights(command):
         ),
         (("train", "--data", "plain", "--out", "new", "--networks.condition", "class"), "has one lesion class, nodule"),
         (("train", "--data", "plain", "--out", "new", "--networks.condition", "diameter"), "no train patch of plain has one"),
-        (("sample", "--run", "plain-run", "--out", "new", "--class", "nodule"), "--class nodule: this model can be asked for no class"),
+        (
+            ("sample", "--run", "plain-run", "--out", "new", "--class", "nodule"),
+            "--class nodule: this model can be asked for no class; leave --class out",
+        ),
         (("sample", "--run", "plain-run", "--out", "new", "--step", "best", "--seeds", "x"), "--seeds"),
     ):
         done = command(*arguments)

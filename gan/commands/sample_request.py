@@ -77,7 +77,6 @@ def drawing_of(options: Namespace) -> tuple[Drawing, PatchSpec]:
         others = PatchFolder.open(options.dissimilar_to)
         _check_fits(others, spec, "--dissimilar-to")
         checks["closeness"] = _closeness_check(others)
-    warn_of_licence(models)
     return Drawing(models, shares, request, seeds, spec.spacing_mm, options.trunc, options.quality, checks, backgrounds), spec
 
 
