@@ -394,9 +394,10 @@ def _hooks(
         from gan.curves import write_curves
         from gan.run_folder import write_model_card
 
-        write_model_card(run, options.training, config["trained_on"], conditions, _advice(run))
+        advice = _advice(run)
+        write_model_card(run, options.training, config["trained_on"], conditions, advice)
         write_curves(run / "metrics.jsonl", run / "curves.png")
-        for line in _advice(run):
+        for line in advice:
             if line.split(":")[0] not in said:
                 said.add(line.split(":")[0])
                 print(f"warning: {line}", file=sys.stderr, flush=True)

@@ -176,16 +176,19 @@ def _from_tree(source: Path, config: ImportConfig) -> list[Picture]:
     pictures = []
     for folder in sorted(p for p in source.iterdir() if p.is_dir()):
         for file in sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES):
-            patient, there, _ = file.stem.partition(config.separator or "\0")
-            if config.separator and not (patient and there):  # or every picture would be a patient's of its own, who is known
-                raise ValueError(
-                    f"{file}: no {config.separator!r} behind a patient in its name, which --separator says; name all files alike"
-                )
-            patient = patient if config.separator else f"{folder.name}/{file.name}"
+            patient = _patient_of(file, config.separator) if config.separator else f"{folder.name}/{file.name}"
             pictures.append(Picture(partial(_read_gray, file), check_label(folder.name), patient, None, not config.separator))
     if not pictures:
         raise ValueError(f"{source}: no folder in it holds PNG or JPEG files; want one folder a class")
     return pictures
+
+
+def _patient_of(file: Path, separator: str) -> str:
+    """What stands before the separator in its name. Raises ValueError where there is none: each such picture would be a known patient's of its own."""
+    patient, there, _ = file.stem.partition(separator)
+    if not (patient and there):
+        raise ValueError(f"{file}: no {separator!r} behind a patient in its name, which --separator says; name all files alike")
+    return patient
 
 
 def _read_gray(file: Path) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from data.command import now_and_then, program, progress
 from data.commands.shared import counted
 from gan.commands.sample_request import between_of, models_of, seeds_of, spec_of, warn_of_licence
+from gan.commands.sample_writing import claims_of
 from gan.commands.shared import version
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ def run(options: Namespace) -> int:
     from data.implanting import drawn
     from data.placing import place_lesions, read_scan
     from data.scan_writing import Composer, facts, write_composites
-    from gan.context import privacy_of_composites
     from gan.selection import Tally
 
     (model,) = models_of(options)
@@ -62,11 +62,11 @@ def run(options: Namespace) -> int:
         series = len({one.seed for one in placed})
         done = list(progress(write_composites(folder, composer, lesions), "series", series))
         manifest = {
-            "model_sha256": model.model_hash, "step": model.step, "trained_on_sha256": model.trained_on.get("content_sha256"),
+            **claims_of([model], options.anatomy, matched=False),
             "average": options.average, "device": options.device, "seeds": options.seeds, "count": options.count,
             "class": options["class"], "diameter": options.diameter, "truncation": options.trunc, "selection": tally.summary(),
             "formats": ["dicom", "seg", *(["nifti"] if composer.nifti else [])], **facts(composer, done),
-            "privacy": privacy_of_composites(model.guarantee, options.anatomy), "licence": model.trained_on.get("licence") or None, "version": version(),
+            "version": version(),
         }  # fmt: skip
         (folder / "sampling.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     if tally.rejected.total():

@@ -41,7 +41,7 @@ def run(options: Namespace) -> int:
         said = json.loads((folder.path / "sampling.json").read_text(encoding="utf-8"))
         formats, limit = list(said["formats"]), (said["truncation"] or {}).get("limit")
         average, steps = bool(said["average"]), {int(one["step"]) for one in said["models"]}
-        hashes, shares = [str(one["model_sha256"]) for one in said["models"]], [float(one["share"]) for one in said["models"]]
+        hashes = [str(one["model_sha256"]) for one in said["models"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder.path}/sampling.json: not as sample.py wrote it ({type(error).__name__}: {error})") from None
     models = {}
@@ -81,11 +81,11 @@ def run(options: Namespace) -> int:
         print(f"{name}: {what}")
     others = [f"{file}: belongs to no sample" for file in strange_files(folder.path, formats, folder.rows.names("id").tolist())]
     origin, matched = backgrounds.origin if backgrounds else None, said.get("match") is not None
-    true = {**claims_of([models[one] for one in hashes], shares, origin, matched), "samples": len(samples)}
+    true = {**claims_of([models[one] for one in hashes], origin, matched), "samples": len(samples)}
     others += [
         f"sampling.json: {name} is not {value!r}, which is what the model and samples.csv say"
         for name, value in true.items()
-        if name != "models" and said.get(name) != value
+        if said.get(name) != value
     ]
     if said.get("fill") is None and [one.seed for one in samples] != list(seeds_of(str(said.get("seeds")))):
         others.append("sampling.json: its seeds are not those of samples.csv")

@@ -80,7 +80,13 @@ def _manifest(options: Namespace, drawing: Drawing, formats: Sequence[str]) -> d
 
     anatomy = drawing.backgrounds.origin if drawing.backgrounds else None
     return {
-        **claims_of(drawing.models, drawing.shares, anatomy, drawing.request.like is not None),
+        **claims_of(drawing.models, anatomy, drawing.request.like is not None),
+        "models": [
+            {
+                "model_sha256": m.model_hash, "step": m.step, "share": share / sum(drawing.shares),
+                "trained_on_sha256": m.trained_on.get("content_sha256"),
+            } for m, share in zip(drawing.models, drawing.shares, strict=True)
+        ],
         "average": options.average, "device": options.device, "seeds": options.seeds, "samples": len(drawing.seeds), "class": options["class"],
         "diameter": options.diameter, "match": content_of(options.match), "fill": drawing.request.fill, "reject": options.reject,
         "truncation": None if drawing.truncation is None else {"limit": drawing.truncation, "diversity": round(drawing.diversity(), 4)},
@@ -90,8 +96,8 @@ def _manifest(options: Namespace, drawing: Drawing, formats: Sequence[str]) -> d
     }  # fmt: skip
 
 
-def claims_of(models: Sequence[Model], shares: Sequence[float], anatomy: Origin | None, matched: bool) -> dict[str, Any]:
-    """What sampling.json says of the models, and what follows from them alone. anatomy: what was drawn into, None for whole patches."""
+def claims_of(models: Sequence[Model], anatomy: Origin | None, matched: bool) -> dict[str, Any]:
+    """What sampling.json says that follows from the models alone. anatomy: what was drawn into, None for whole patches."""
     from gan.context import privacy_of_composites
 
     guarantees = list(dict.fromkeys(privacy_of_composites(m.guarantee, anatomy) if anatomy else m.privacy for m in models))
@@ -99,13 +105,8 @@ def claims_of(models: Sequence[Model], shares: Sequence[float], anatomy: Origin 
         guarantees.append(
             "Classes and diameters were drawn as in a given patch folder; if it is the training patients', that is outside the guarantee."
         )
-    known = [m.trained_on.get("content_sha256") for m in models]
     return {
-        "model_sha256": models[0].model_hash, "step": models[0].step, "trained_on_sha256": known[0],
-        "models": [
-            {"model_sha256": m.model_hash, "step": m.step, "share": share / sum(shares), "trained_on_sha256": sha}
-            for m, share, sha in zip(models, shares, known, strict=True)
-        ],
+        "model_sha256": models[0].model_hash, "step": models[0].step, "trained_on_sha256": models[0].trained_on.get("content_sha256"),
         "privacy": " ".join(guarantees), "licence": " / ".join(dict.fromkeys(m.trained_on.get("licence", "") for m in models)) or None,
     }  # fmt: skip
 
