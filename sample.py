@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import lesiongan  # noqa: F401  first: it ends with one line where another's package has the name of one of these
 from data.command import command_parser, run_command
 from gan.commands import sample_into, sample_verify
-from gan.commands.sample_request import drawing_of, models_of, spec_of, warn_of_licence
+from gan.commands.sample_request import drawing_of, models_of, refuse_beside, spec_of, warn_of_licence
 from gan.commands.sample_writing import draw_all, processes_of
 from gan.commands.shared import version
 
@@ -165,11 +165,8 @@ def _options(arguments: Sequence[str]) -> Namespace:
     )
     options = parser.parse_args(list(arguments))
     for job in ("verify", "export"):
-        given = [
-            name for name in ("out", "seeds", "format", "match", "fill", "trunc", "quality", "dissimilar_to") if options[name] is not None
-        ]
-        if options[job] and given:
-            raise ValueError(f"--{given[0].replace('_', '-')} does not go with --{job}; leave one of them out")
+        if options[job]:
+            refuse_beside(job, options, dict.fromkeys(("out", "seeds", "format", "match", "fill", "trunc", "quality", "dissimilar_to")))
     options.seeds = options.seeds or ("0" if options.into else "0-255")
     options.format = options.format or ("dicom,seg" if options.into else "png")
     return options

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from data.command import now_and_then, program, progress
 from data.commands.shared import counted
-from gan.commands.sample_request import between_of, models_of, seeds_of, spec_of, warn_of_licence
+from gan.commands.sample_request import between_of, models_of, refuse_beside, seeds_of, spec_of, warn_of_licence
 from gan.commands.sample_writing import claims_of
 from gan.commands.shared import version
 
@@ -86,14 +86,8 @@ def check(options: Namespace, formats: Sequence[str]) -> None:
         if options.anatomy != "unknown" and not options.backgrounds:
             raise ValueError("--anatomy says whose scan --into names, or whose patches --backgrounds does; give one of them")
         return
-    given = [
-        name
-        for name in ("backgrounds", "match", "fill", "quality", "dissimilar_to", "shares", "verify", "export")
-        if options[name] is not None
-    ]
-    given += [name for name, usual in (("pictures", False), ("reject", True), ("devices", 1)) if options[name] != usual]
-    if given:
-        raise ValueError(f"--{given[0].replace('_', '-')} does not go with --into; leave one of them out")
+    unset = dict.fromkeys(("backgrounds", "match", "fill", "quality", "dissimilar_to", "shares", "verify", "export"))
+    refuse_beside("into", options, {**unset, "pictures": False, "reject": True, "devices": 1})
     if len(options.run) > 1 or "," in options.step:
         raise ValueError("--into takes one model; name one --run and one --step")
     if "png" in formats:

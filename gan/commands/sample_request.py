@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from gan.sampling import Model
 
 MOST_SEEDS = 10_000_000
+
+
+def refuse_beside(job: str, options: Namespace, usual: Mapping[str, object]) -> None:
+    """Raises ValueError for the first option that is not as usual, and has no meaning beside --JOB."""
+    for name, value in usual.items():
+        if options[name] != value:
+            raise ValueError(f"--{name.replace('_', '-')} does not go with --{job}; leave one of them out")
 
 
 def drawing_of(options: Namespace) -> tuple[Drawing, PatchSpec]:
